@@ -575,3 +575,11 @@ def test_the_golden_table_reads_back() -> None:
     golden = bytes.fromhex((GOLDEN / "notification_table.hex").read_text(encoding="ascii"))
     ((_, _, (table,)),) = decode([golden])
     assert MemberTable.from_wire(table) == TABLE
+
+
+def test_a_decoder_for_requests_refuses_maps():
+    """Even empty ones, which cost a byte on the wire and 64 in memory."""
+    decoder = Decoder(MAX_FRAME, MAX_BATCH, maps=False)
+    decoder.feed(msgpack.packb([0, 1, "get", [{}]]))
+    with pytest.raises(ProtocolError, match="maps"):
+        list(decoder.messages())
