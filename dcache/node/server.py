@@ -1,0 +1,261 @@
+"""A node's TCP side: bytes in, methods called, bytes out.  One loop, no thread; requests are handled as they are read.
+
+Every limit protects the node from one connection, and harms that connection only:
+
+* bad bytes close it, with an error frame first;
+* of what it sent at once, `max_in_flight` requests (or some `HIGH_WATER` bytes of replies) are handled before the
+  others have their turn;
+* while it does not read its replies nothing more is read from it or done for it; after `slow_timeout` it is dropped;
+* a frame begun is to be finished within `frame_timeout`; silence longer than `idle_timeout` closes.
+
+A node that was stalled (stopped, swapped out) closes its client connections unread: what waits there was given up long
+ago by those who asked, and must not be carried out now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import attrs
+
+from dcache.errors import ProtocolError
+from dcache.node.service import Refusal, Service
+from dcache.wire import REQUEST, Code, Decoder, encode_error, encode_notification, encode_reply
+
+log = logging.getLogger("dcache.node")
+
+BEAT = 0.5  # seconds between two looks at the clock
+HIGH_WATER = 1024 * 1024  # bytes of replies that may wait before a connection counts as a slow reader
+SWEEP_SLICE = 2000  # entries looked at per slice of the sweeper: some 2 ms
+
+
+@attrs.frozen
+class ServerLimits:
+    """Times in seconds, sizes in bytes."""
+
+    max_connections: int = 1024
+    max_in_flight: int = 128
+    max_queued: int = 32 * 1024 * 1024
+    """Replies and notifications waiting for a slow reader; more drops it at the next notification."""
+    slow_timeout: float = 10.0
+    frame_timeout: float = 10.0
+    idle_timeout: float = 3600.0
+    stall: float = 2.0
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._service = server, server.service
+        self._decoder = Decoder(self._service.limits.max_frame, self._service.limits.max_batch, maps=False)
+        self._messages: Iterator[tuple[Any, ...]] | None = None
+        self._greeted = False
+        self._choked_at: float | None = None
+        self._heard = self._begun = server.now()
+        self.push = False
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are no instances of it
+        if len(self._server.connections) >= self._server.limits.max_connections:
+            self.transport.write(encode_error(None, Code.OVERLOADED, "this node has all the connections it may have"))
+            self.transport.close()
+            return
+        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._server.stalled():
+            return
+        self._heard = self._server.now()
+        if not self._decoder.partial:
+            self._begun = self._heard
+        try:
+            self._decoder.feed(data)
+        except ProtocolError as error:
+            self._reject(error)
+            return
+        if self._messages is None:
+            self._work()
+
+    def pause_writing(self) -> None:
+        self._choked_at = self._server.now()
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._choked_at = None
+        self._begun = self._server.now()  # a frame cannot be finished while nobody reads it
+        self._work()
+
+    def notify(self, frame: bytes) -> None:
+        """Send a notification, unless too much waits to be sent already."""
+        if self.transport.get_write_buffer_size() > self._server.limits.max_queued:
+            self.drop("it does not read its replies")
+        else:
+            self.transport.write(frame)
+
+    def finish(self) -> None:
+        """Close, as soon as all that was read is answered."""
+        if self._messages is None:
+            self.transport.close()
+
+    def _work(self) -> None:
+        """Handle what has been read, but no more at once than is fair to the others."""
+        if self.transport.is_closing() or self._choked_at is not None:
+            return
+        if self._messages is not None and self._server.stalled():
+            return
+        messages = self._messages or self._decoder.messages()
+        self._messages = None
+        out: list[bytes] = []
+        size = 0
+        try:
+            for handled, message in enumerate(messages, 1):
+                if message[0] == REQUEST:
+                    reply = self._handle(*message[1:])
+                    out.append(reply)
+                    size += len(reply)
+                if handled >= self._server.limits.max_in_flight or size > HIGH_WATER:
+                    self._messages = messages
+                    break
+        except ProtocolError as error:
+            self.transport.write(b"".join(out))
+            self._reject(error)
+            return
+        if out:
+            self._begun = max(self._begun, self._heard)  # what follows those frames began later than they did
+            self._server.requests += len(out)
+            self.transport.write(b"".join(out))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._messages is None:
+            if self._choked_at is None:
+                self.transport.resume_reading()
+        elif self._choked_at is None:
+            self.transport.pause_reading()
+            self._server.loop.call_soon(self._work)
+
+    def _handle(self, message_id: int, method: str, params: tuple[Any, ...]) -> bytes:
+        if not self._greeted and method != "hello":
+            raise ProtocolError("the first request must be hello")
+        try:
+            result = self._service.handle(method, params)
+        except Refusal as refusal:
+            self._server.refusals += 1
+            return encode_error(message_id, refusal.code, refusal.detail)
+        except Exception:
+            log.exception("internal error in %s", method)
+            return encode_error(message_id, Code.INTERNAL)
+        if method == "hello":
+            self._greeted, self.push = True, params[2] is True
+        return encode_reply(message_id, result)
+
+    def _reject(self, error: ProtocolError) -> None:
+        log.warning("closing the connection of %s: %s", self._peer(), str(error))
+        self._server.rejected += 1
+        self._messages = None
+        self.transport.write(encode_error(None, Code.BAD_REQUEST, str(error)))
+        self.transport.close()
+
+    def check_time(self, now: float) -> None:
+        """Drop the connection if it is too slow in any way."""
+        limits = self._server.limits
+        if self._choked_at is not None:
+            if now - self._choked_at > limits.slow_timeout:
+                self.drop("it does not read its replies")
+        elif self._messages is None and self._decoder.partial and now - self._begun > limits.frame_timeout:
+            self.drop("it does not finish the frame it began")
+        elif now - self._heard > limits.idle_timeout:
+            self.drop("it has been idle for long", level=logging.INFO)
+
+    def drop(self, why: str, level: int = logging.WARNING) -> None:
+        log.log(level, "closing the connection of %s: %s", self._peer(), why)
+        self.transport.abort()
+
+    def _peer(self) -> object:
+        return self.transport.get_extra_info("peername")
+
+
+class Server:
+    """Serves one `Service`.  `now` gives seconds on a clock that never goes back."""
+
+    def __init__(self, service: Service, now: Callable[[], float], limits: ServerLimits = ServerLimits()) -> None:
+        self.service, self.now, self.limits = service, now, limits
+        self.connections: set[Connection] = set()
+        self.requests = self.refusals = self.rejected = self.stalls = 0
+        self.loop: asyncio.AbstractEventLoop
+        self._server: asyncio.Server | None = None
+        self._beat = now()
+        self._beat_timer: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        service.also_report(self._statistics)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port, which the system chooses where `port` is 0."""
+        self.loop = asyncio.get_running_loop()
+        self._server = await self.loop.create_server(lambda: Connection(self), host, port, backlog=1024)
+        self._beat = self.now()
+        self._tick()
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    def push(self, method: str, params: tuple[Any, ...]) -> None:
+        """Notify every client that asked for it."""
+        frame = encode_notification(method, params)
+        for connection in list(self.connections):
+            if connection.push:
+                connection.notify(frame)
+
+    async def stop(self, grace: float) -> None:
+        """Stop accepting, answer what has arrived, close; `grace` seconds later abort what is still open."""
+        if self._server is not None:
+            self._server.close()
+        await asyncio.sleep(0.05)  # what the kernel has received by now is read and answered
+        deadline = self.loop.time() + grace
+        while self.connections and self.loop.time() < deadline:
+            for connection in list(self.connections):
+                connection.finish()
+            await asyncio.sleep(0.02)
+        for timer in (self._beat_timer, self._sweep_timer):
+            if timer is not None:
+                timer.cancel()
+        for connection in list(self.connections):
+            connection.transport.abort()
+
+    def stalled(self) -> bool:
+        """Whether this process did not run for a while; if so, its clients' connections are closed now."""
+        now = self.now()
+        if now - self._beat <= self.limits.stall + BEAT:
+            return False
+        log.warning("stalled for %.1f s: closing all connections unread", now - self._beat)
+        self._beat = now
+        self.stalls += 1
+        for connection in list(self.connections):
+            connection.transport.abort()
+        return True
+
+    def _tick(self) -> None:
+        now = self.now()
+        self.stalled()
+        self._beat = now
+        for connection in list(self.connections):
+            connection.check_time(now)
+        self._beat_timer = self.loop.call_later(BEAT, self._tick)
+        if self._sweep_timer is None:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        more = self.service.sweep(SWEEP_SLICE)
+        self._sweep_timer = self.loop.call_later(0.005, self._sweep) if more else None
+
+    def _statistics(self) -> dict[str, int]:
+        counted = {"requests": self.requests, "refusals": self.refusals, "rejected": self.rejected}
+        return {"connections": len(self.connections), "stalls": self.stalls, **counted}

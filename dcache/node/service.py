@@ -1,0 +1,410 @@
+"""The methods of a node, one function each: parameters in, result or `Refusal` out.  No I/O, no ring, no peers.
+
+What the node knows of its cluster is a `View` that somebody above replaces: the fingerprint that requests on keys must
+carry, and the table it answers with, which here is only bytes to pass on.
+
+An answer about a key is `(complete, version, value, flags, ttl)` where it is held and `(complete, floor, promised)`
+where not; an answer to a write is `(complete, status, version)`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from dcache.errors import InvalidKey, ValueTooLarge
+from dcache.node.store import Entry, Store
+from dcache.record import ZERO, Version, version_milliseconds
+from dcache.wire import MESSAGES, PROTOCOL, Code, Limits, check_key, storage_key
+
+SCAN_CHUNK = 4096  # keys looked at per page: some 2 ms
+SCANS_AT_ONCE = 32
+
+
+class Refusal(Exception):
+    """The request is refused; sent as `[code, message, detail]`."""
+
+    def __init__(self, code: Code, detail: object = None) -> None:
+        super().__init__(MESSAGES[code])
+        self.code, self.detail = code, detail
+
+
+@attrs.frozen
+class View:
+    """What the node knows of its cluster; `fingerprint` is None while it is in none."""
+
+    cluster_id: str = ""
+    fingerprint: bytes | None = None
+    table: object = None
+
+
+@attrs.frozen
+class Identity:
+    """Who this process is.  `boot_id` is new at every start."""
+
+    name: str
+    boot_id: str
+    version: str = ""
+
+
+Method = Callable[..., Any]
+
+
+class Service:
+    """`now` gives milliseconds that never go back, `wall` milliseconds since 1970; `skew` is how many of them a version
+    may be ahead."""
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        now: Callable[[], int],
+        wall: Callable[[], int],
+        *,
+        limits: Limits = Limits(),
+        skew: int = 60_000,
+    ) -> None:
+        self.store, self.identity, self.limits = store, identity, limits
+        self.view = View()
+        self._now, self._wall, self._skew = now, wall, skew
+        self._started = now()
+        self._scans: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._scan_ids = itertools.count(1)
+        self._statistics: Callable[[], dict[str, Any]] = dict
+        self.methods: dict[str, Method] = {
+            "hello": self.hello,
+            "ping": self.ping,
+            "table": self.table,
+            "ready": self.ready,
+            "stats": self.stats,
+            "get": self.get,
+            "peek": self.peek,
+            "claim": self.claim,
+            "set": self.set,
+            "copy": self.copy,
+            "accept": self.accept,
+            "delete": self.delete,
+            "prepare": self.prepare,
+            "get_many": self.get_many,
+            "set_many": self.set_many,
+            "copy_many": self.copy_many,
+            "delete_many": self.delete_many,
+            "newest": self.newest,
+            "clear": self.clear,
+            "scan": self.scan,
+        }
+
+    def handle(self, method: str, params: Sequence[Any]) -> Any:
+        """The result of a request; `Refusal` if it is refused."""
+        function = self.methods.get(method)
+        if function is None:
+            raise Refusal(Code.UNKNOWN_METHOD, method)
+        try:
+            return function(*params)
+        except REFUSED as error:
+            raise as_refusal(error) from error
+
+    # -- about the node -----------------------------------------------------------------------------------------------
+
+    def hello(self, protocol: int, cluster_id: str | None, push: bool) -> dict[str, Any]:
+        if protocol != PROTOCOL:
+            raise Refusal(Code.BAD_REQUEST, f"this node speaks protocol {PROTOCOL}")
+        return {
+            "protocol": PROTOCOL,
+            "version": self.identity.version,
+            "cluster": self.view.cluster_id,
+            "node": self.identity.name,
+            "boot": self.identity.boot_id,
+            "time": self._wall(),
+            "limits": attrs.asdict(self.limits),
+        }
+
+    def ping(self) -> None:
+        return None
+
+    def table(self) -> object:
+        if self.view.fingerprint is None:
+            raise Refusal(Code.NOT_READY, "this node has not joined a cluster yet")
+        return self.view.table
+
+    def ready(self, fingerprint: bytes) -> bool:
+        """Whether this node votes for all of its slots."""
+        self._fence(fingerprint)
+        return self.store.all_complete
+
+    def stats(self) -> dict[str, Any]:
+        store = self.store
+        return {
+            "node": self.identity.name,
+            "version": self.identity.version,
+            "uptime": (self._now() - self._started) // 1000,
+            "entries": len(store),
+            "bytes": store.used,
+            "memory_limit": store.memory_limit,
+            "promises": len(store.promises),
+            "complete": store.all_complete,
+            **attrs.asdict(store.counters),
+            **self._statistics(),
+        }
+
+    def sweep(self, most: int) -> bool:
+        """A slice of forgetting what has expired or was cleared; whether there may be more."""
+        return self.store.sweep(self._now(), most)
+
+    def also_report(self, statistics: Callable[[], dict[str, Any]]) -> None:
+        """Add what the server counts to `stats`."""
+        self._statistics = statistics
+
+    # -- one key ------------------------------------------------------------------------------------------------------
+
+    def get(self, fingerprint: bytes, namespace: bytes, key: bytes) -> tuple[Any, ...]:
+        full = self._key(fingerprint, namespace, key)
+        now = self._now()
+        return self._answer(full, self.store.get(full, now), now)
+
+    def peek(self, fingerprint: bytes, namespace: bytes, key: bytes) -> tuple[Any, ...]:
+        """As `get`, without the value."""
+        full = self._key(fingerprint, namespace, key)
+        now = self._now()
+        complete, *rest = self._answer(full, self.store.peek(full, now), now)
+        return (complete, rest[0], b"", *rest[2:]) if len(rest) == 4 else (complete, *rest)
+
+    def claim(
+        self, fingerprint: bytes, namespace: bytes, key: bytes, version: bytes, unreadable: bytes
+    ) -> tuple[Any, ...]:
+        full = self._key(fingerprint, namespace, key)
+        now = self._now()
+        stamped = self._stamped(full, version, now)
+        if type(unreadable) is not bytes:
+            raise TypeError("the version up to which nothing is readable is binary")
+        entry, promised = self.store.claim(full, stamped, Version(unreadable), now)
+        return self._answer(full, entry, now, promised)
+
+    def set(
+        self,
+        fingerprint: bytes,
+        namespace: bytes,
+        key: bytes,
+        version: bytes,
+        value: bytes,
+        flags: int,
+        ttl: int | None,
+    ) -> tuple[Any, ...]:
+        return self._set(self._key(fingerprint, namespace, key), version, value, flags, ttl)
+
+    def copy(
+        self,
+        fingerprint: bytes,
+        namespace: bytes,
+        key: bytes,
+        version: bytes,
+        value: bytes,
+        flags: int,
+        ttl: int | None,
+    ) -> tuple[Any, ...]:
+        """As `set`, for a record that other nodes hold: whoever stamped it is not here to be told of the time."""
+        return self._copy(self._key(fingerprint, namespace, key), version, value, flags, ttl)
+
+    def accept(
+        self,
+        fingerprint: bytes,
+        namespace: bytes,
+        key: bytes,
+        version: bytes,
+        value: bytes,
+        flags: int,
+        ttl: int | None,
+    ) -> tuple[Any, ...]:
+        full = self._key(fingerprint, namespace, key)
+        self._check_value(value, flags, ttl)
+        answer = self.store.accept(full, _version(version), value, flags, ttl, self._now())
+        return self.store.is_complete(full), *answer
+
+    def delete(self, fingerprint: bytes, namespace: bytes, key: bytes, version: bytes) -> tuple[Any, ...]:
+        return self._delete(self._key(fingerprint, namespace, key), version)
+
+    def prepare(self, fingerprint: bytes, namespace: bytes, key: bytes, ballot: bytes) -> tuple[Any, ...]:
+        full = self._key(fingerprint, namespace, key)
+        now = self._now()
+        status, version, entry = self.store.prepare(full, self._stamped(full, ballot, now), now)
+        record = None if entry is None else (entry.version, entry.value, entry.flags, entry.ttl(now))
+        return self.store.is_complete(full), status, version, record
+
+    # -- many keys ----------------------------------------------------------------------------------------------------
+
+    def get_many(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> list[Any]:
+        """Answers to the first items, as many as one frame holds."""
+        self._fence(fingerprint)
+        answers: list[Any] = []
+        room, now = self.limits.frame_room, self._now()
+        for (key,) in items:
+            full = self._full(namespace, key)
+            answer = self._answer(full, self.store.get(full, now), now)
+            room -= len(answer[2]) + 64 if len(answer) == 5 else 64
+            if room < 0 and answers:
+                break
+            answers.append(answer)
+        return answers
+
+    def set_many(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> list[Any]:
+        return self._each(fingerprint, namespace, items, self._set)
+
+    def copy_many(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> list[Any]:
+        return self._each(fingerprint, namespace, items, self._copy)
+
+    def delete_many(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> list[Any]:
+        return self._each(fingerprint, namespace, items, self._delete)
+
+    def _each(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any], single: Method) -> list[Any]:
+        """The answer to each item; the refusal of one is its answer, `(code, message, detail)`, and harms no other."""
+        self._fence(fingerprint)
+        answers: list[Any] = []
+        for item in items:
+            try:
+                key, *rest = item
+                answers.append(single(self._full(namespace, key), *rest))
+            except (Refusal, *REFUSED) as error:
+                answers.append(refusal_to_wire(as_refusal(error)))
+        return answers
+
+    # -- a whole namespace --------------------------------------------------------------------------------------------
+
+    def newest(self, fingerprint: bytes, namespace: bytes) -> tuple[bool, Version]:
+        """Whether all slots are complete, and the highest version that was ever held, forgotten or promised here."""
+        self._fence(fingerprint)
+        return self.store.all_complete, self.store.newest
+
+    def clear(self, fingerprint: bytes, namespace: bytes, version: bytes) -> tuple[bool, Version]:
+        """Forget the namespace up to `version`; answered as `newest` is."""
+        self._fence(fingerprint)
+        stamped = _version(version)
+        self._check_clock(stamped, self.store.newest)
+        self.store.clear(self._prefix(namespace), stamped, self._now())
+        return self.store.all_complete, self.store.newest
+
+    def scan(self, fingerprint: bytes, namespace: bytes, prefix: bytes, cursor: Any) -> tuple[Any, list[bytes]]:
+        """Keys that start with `prefix`, from a snapshot made with the first page, and the cursor of the next page."""
+        self._fence(fingerprint)
+        start = self._prefix(namespace)
+        wanted, now = start + prefix, self._now()
+        scan_id, keys = self._snapshot(cursor)
+        found: list[bytes] = []
+        for _ in range(min(SCAN_CHUNK, len(keys))):
+            key = keys.pop()
+            if key.startswith(wanted) and self.store.peek(key, now) is not None:
+                found.append(key[len(start) :])
+                if len(found) >= self.limits.max_batch:
+                    break
+        if not keys:
+            return None, found
+        self._scans[scan_id] = keys
+        return (scan_id, len(keys)), found
+
+    def _snapshot(self, cursor: Any) -> tuple[int, list[bytes]]:
+        if cursor is None:
+            while len(self._scans) >= SCANS_AT_ONCE:
+                self._scans.popitem(last=False)
+            return next(self._scan_ids), self.store.keys()
+        scan_id, left = cursor
+        keys = self._scans.pop(scan_id, None)
+        if keys is None or len(keys) != left:
+            raise Refusal(Code.UNKNOWN_CURSOR)
+        return scan_id, keys
+
+    # -- what they share ----------------------------------------------------------------------------------------------
+
+    def _fence(self, fingerprint: bytes) -> None:
+        """Refuse a request made under another ring than this node's."""
+        if fingerprint != self.view.fingerprint:
+            if self.view.fingerprint is None:
+                raise Refusal(Code.NOT_READY, "this node has not joined a cluster yet")
+            raise Refusal(Code.WRONG_RING, self.view.table)
+
+    def _key(self, fingerprint: bytes, namespace: bytes, key: bytes) -> bytes:
+        if fingerprint != self.view.fingerprint:
+            self._fence(fingerprint)
+        return self._full(namespace, key)
+
+    def _full(self, namespace: bytes, key: bytes) -> bytes:
+        if type(key) is not bytes:
+            raise InvalidKey(f"a key is binary, not {type(key).__name__}")
+        check_key(key, self.limits)
+        self._prefix(namespace)
+        return storage_key(namespace, key)
+
+    def _prefix(self, namespace: bytes) -> bytes:
+        if type(namespace) is not bytes or len(namespace) > self.limits.max_namespace or b"\0" in namespace:
+            raise InvalidKey("a namespace is binary, of limited length, and holds no NUL")
+        return storage_key(namespace, b"")
+
+    def _answer(self, full: bytes, entry: Entry | None, now: int, promised: bool = False) -> tuple[Any, ...]:
+        complete = self.store.is_complete(full)
+        if entry is None:
+            return complete, self.store.floor(full), promised
+        return complete, entry.version, entry.value, entry.flags, entry.ttl(now)
+
+    def _set(self, full: bytes, version: bytes, value: bytes, flags: int, ttl: int | None) -> tuple[Any, ...]:
+        now = self._now()
+        self._check_value(value, flags, ttl)
+        answer = self.store.set(full, self._stamped(full, version, now), value, flags, ttl, now)
+        return self.store.is_complete(full), *answer
+
+    def _copy(self, full: bytes, version: bytes, value: bytes, flags: int, ttl: int | None) -> tuple[Any, ...]:
+        self._check_value(value, flags, ttl)
+        answer = self.store.set(full, _version(version), value, flags, ttl, self._now())
+        return self.store.is_complete(full), *answer
+
+    def _delete(self, full: bytes, version: bytes) -> tuple[Any, ...]:
+        now = self._now()
+        answer = self.store.delete(full, self._stamped(full, version, now), now)
+        return self.store.is_complete(full), *answer
+
+    def _check_value(self, value: bytes, flags: int, ttl: int | None) -> None:
+        if type(value) is not bytes or type(flags) is not int or not 0 <= flags < 256:
+            raise TypeError("a value is binary with flags from 0 to 255")
+        if ttl is not None and (type(ttl) is not int or ttl <= 0):
+            raise TypeError("a lifetime is a positive number of milliseconds, or nil")
+        if len(value) > self.limits.max_value:
+            raise ValueTooLarge(len(value), self.limits.max_value)
+
+    def _stamped(self, full: bytes, version: bytes, now: int) -> Version:
+        """`version`, unless its writer's clock is too far ahead."""
+        stamped = _version(version)
+        if version_milliseconds(stamped) > self._wall() + self._skew:
+            self._check_clock(stamped, self.store.known(full, now))
+        return stamped
+
+    def _check_clock(self, version: Version, known: Version) -> None:
+        """Refuse what is far ahead of this clock and also of what was written before."""
+        stamped, wall = version_milliseconds(version), self._wall()
+        if stamped > wall + self._skew and stamped > version_milliseconds(known) + 1000:
+            raise Refusal(Code.CLOCK_SKEW, (stamped, wall))
+
+
+def _version(version: bytes) -> Version:
+    if type(version) is not bytes or len(version) != len(ZERO):
+        raise TypeError("a version has 12 bytes")
+    return Version(version)
+
+
+REFUSED = (TypeError, ValueError, AttributeError)
+"""What a method raises over parameters of the wrong form; the errors of the library among them are `ValueError`s."""
+
+
+def as_refusal(error: Exception) -> Refusal:
+    match error:
+        case Refusal():
+            return error
+        case InvalidKey():
+            return Refusal(Code.INVALID_KEY, str(error))
+        case ValueTooLarge():
+            return Refusal(Code.VALUE_TOO_LARGE, (error.size, error.limit))
+    return Refusal(Code.BAD_REQUEST, str(error))
+
+
+def refusal_to_wire(refusal: Refusal) -> tuple[int, str, object]:
+    return int(refusal.code), MESSAGES[refusal.code], refusal.detail
