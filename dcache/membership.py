@@ -17,15 +17,17 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import mmh3
 
 from dcache.errors import ClusterMismatch, ProtocolError
 from dcache.record import ZERO, Version
-from dcache.ring import DEFAULT_VNODES, HashRing, RingNode, check_weight
+from dcache.ring import DEFAULT_VNODES, HashRing, RingNode, check_vnodes, check_weight
 from dcache.wire import pack
+
+T = TypeVar("T", bound=attrs.AttrsInstance)
 
 
 class Health(enum.IntEnum):
@@ -41,7 +43,7 @@ class Settings:
 
     cluster_id: str
     replicas: int = attrs.field(default=3, validator=attrs.validators.ge(1))
-    vnodes: int = attrs.field(default=DEFAULT_VNODES, validator=attrs.validators.ge(1))
+    vnodes: int = attrs.field(default=DEFAULT_VNODES, validator=check_vnodes)
     ring_seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(1 << 32)])
 
 
@@ -134,8 +136,8 @@ class MemberTable:
         """Read what `to_wire` gave; `ProtocolError` for anything else."""
         try:
             settings, state, rows = data
-            members = [_checked(Member(*row)) for row in rows]
-            return cls(_checked(Settings(*settings)), _ring_state_from_wire(*state), {row.name: row for row in members})
+            members = [checked(Member(*row)) for row in rows]
+            return cls(checked(Settings(*settings)), _ring_state_from_wire(*state), {row.name: row for row in members})
         except (TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(f"not a member table: {error}") from error
 
@@ -173,15 +175,15 @@ def _ring_state_to_wire(state: RingState) -> tuple[Any, ...]:
 def _ring_state_from_wire(version: object, members: Iterable[Any], following: Iterable[Any] | None) -> RingState:
     if type(version) is not bytes or len(version) != len(ZERO):
         raise ValueError("a ring state's version has 12 bytes")
-    placed = tuple(_checked(RingNode(*node)) for node in members)
-    coming = None if following is None else tuple(_checked(RingNode(*node)) for node in following)
+    placed = tuple(checked(RingNode(*node)) for node in members)
+    coming = None if following is None else tuple(checked(RingNode(*node)) for node in following)
     for ring in (placed, coming or ()):
         if len({node.name for node in ring}) != len(ring):
             raise ValueError("a ring has two nodes of one name")
     return RingState(Version(version), placed, coming)
 
 
-def _checked(value: Any) -> Any:
+def checked(value: T) -> T:
     """`value`, if every field has the type that its class says; what comes from a peer may be anything."""
     for field in attrs.fields(type(value)):
         found = getattr(value, field.name)

@@ -14,7 +14,6 @@ Source: Karger et al., "Consistent Hashing and Random Trees" (1997); the prefere
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -29,6 +28,9 @@ SLOTS = 1 << SLOT_BITS
 
 _SHIFT = 32 - SLOT_BITS
 DEFAULT_VNODES = 150
+MAX_VNODES = 10_000
+MAX_WEIGHT = 1000.0
+"""What a ring may be asked to build: more is a mistake, and to build it for a peer's mistake would hang the node."""
 
 _hash = mmh3.hash
 Point = tuple[int, int, str]  # slot, full hash, name
@@ -40,9 +42,15 @@ def slot_of(key: bytes, seed: int = 0) -> int:
 
 
 def check_weight(_instance: object, _attribute: object, weight: float) -> None:
-    """The validator of weights: `ValueError` unless positive and finite."""
-    if not 0 < weight < math.inf:
-        raise ValueError(f"a weight is a positive, finite number, not {weight!r}")
+    """The validator of weights: `ValueError` unless positive and at most `MAX_WEIGHT`."""
+    if not 0 < weight <= MAX_WEIGHT:
+        raise ValueError(f"a weight is more than 0 and at most {MAX_WEIGHT:g}, not {weight!r}")
+
+
+def check_vnodes(_instance: object, _attribute: object, vnodes: int) -> None:
+    """The validator of points per unit of weight: `ValueError` unless from 1 to `MAX_VNODES`."""
+    if not 1 <= vnodes <= MAX_VNODES:
+        raise ValueError(f"vnodes is from 1 to {MAX_VNODES}, not {vnodes!r}")
 
 
 @attrs.frozen
@@ -73,7 +81,7 @@ class HashRing:
     """
 
     nodes: tuple[RingNode, ...] = attrs.field(default=(), converter=_as_nodes)
-    vnodes: int = attrs.field(default=DEFAULT_VNODES, validator=attrs.validators.ge(1))
+    vnodes: int = attrs.field(default=DEFAULT_VNODES, validator=check_vnodes)
     seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(1 << 32)])
     points: tuple[Point, ...] = attrs.field(init=False, repr=False, eq=False)
     _by_name: dict[str, RingNode] = attrs.field(init=False, repr=False, eq=False)

@@ -179,7 +179,9 @@ def test_equal_settings_pass() -> None:
     check_settings(SETTINGS, Settings("cluster-1"))
 
 
-@pytest.mark.parametrize(("field", "value"), [("replicas", 0), ("vnodes", 0), ("ring_seed", -1), ("ring_seed", 2**32)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("replicas", 0), ("vnodes", 0), ("vnodes", 10_001), ("ring_seed", -1), ("ring_seed", 2**32)]
+)
 def test_settings_that_make_no_sense_are_refused(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=field):
         Settings("cluster-1", **{field: value})
@@ -296,7 +298,7 @@ def test_a_member_is_placed_by_name_weight_zone_and_the_host_it_is_reached_at() 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"name": ""}, {"weight": 0}, {"weight": math.inf}, {"incarnation": -1}, {"health": 2}]
+    "wrong", [{"name": ""}, {"weight": 0}, {"weight": math.inf}, {"weight": 1e12}, {"incarnation": -1}, {"health": 2}]
 )
 def test_a_member_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"name|weight|incarnation|Health"):

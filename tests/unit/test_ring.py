@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcache.ring import SLOTS, HashRing, RingNode, slot_of
+from dcache.ring import MAX_VNODES, MAX_WEIGHT, SLOTS, HashRing, RingNode, slot_of
 
 names = st.text(min_size=1, max_size=8)
 weights = st.floats(0.1, 4.0)
@@ -363,16 +363,23 @@ def test_a_node_is_added_by_name_and_traits_or_as_a_whole() -> None:
     assert HashRing(["a"]).add_node("b", weight=2, zone="zone", host="host").nodes[1] == whole
 
 
-@pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf, -math.inf, "heavy"])
-def test_a_weight_is_positive_and_finite(weight: float) -> None:
+@pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf, -math.inf, 1e12, 1000.1, "heavy"])
+def test_a_weight_is_positive_and_no_absurd_number(weight: float) -> None:
     with pytest.raises(ValueError, match=r"weight|heavy"):
         RingNode("a", weight)
 
 
-@pytest.mark.parametrize(("field", "value"), [("vnodes", 0), ("vnodes", -5), ("seed", -1), ("seed", 2**32)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("vnodes", 0), ("vnodes", -5), ("vnodes", 10_001), ("seed", -1), ("seed", 2**32)]
+)
 def test_a_ring_has_points_and_a_seed_of_32_bits(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=field):
         HashRing(["a"], **{field: value})
+
+
+def test_the_largest_weight_and_the_largest_number_of_points_are_allowed() -> None:
+    assert RingNode("a", MAX_WEIGHT).weight == 1000.0
+    assert HashRing(vnodes=MAX_VNODES).vnodes == 10_000
 
 
 def test_a_node_has_a_name() -> None:
