@@ -63,6 +63,7 @@ class Status(enum.IntEnum):
 
     STORED = 0  # done, or done before by the same version
     NEWER = 1  # refused: something newer is held, forgotten or promised; its version comes with the answer
+    PROMISED = 2  # as NEWER, but the key is promised: what was promised may have been computed before, or never come
 
 
 @attrs.frozen

@@ -8,13 +8,15 @@ Two kinds, told apart by who may stand beside whom:
 * A **ballot** is made by a conditional change (CASPaxos).  It pushes out claims and older ballots, but for its first
   moments it is left alone: of two changes at once the second waits, instead of leaving the first half accepted.
 
-Any other write of the key voids all of its promises.  Promises are bounded in number and time; a forgotten promise
-means only that its value is refused, so forgetting is always safe.
+Any other write of the key voids all of its promises.  Promises are bounded in number and time; `forgotten` is told of
+those that go for want of either, for their barrier must outlive them: the promised version may have been accepted
+elsewhere, and a write that came in below it here would lose against it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import attrs
 
@@ -39,6 +41,7 @@ class Promises:
     def __init__(self, most: int, life: int, patience: int) -> None:
         self._most, self._life, self._patience = most, life, patience
         self._by_key: OrderedDict[bytes, Promise] = OrderedDict()
+        self.forgotten: Callable[[bytes, Version], None] = lambda key, top: None
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -48,8 +51,14 @@ class Promises:
         promise = self._by_key.get(key)
         if promise is not None and now - promise.since >= self._life:
             del self._by_key[key]
+            self.forgotten(key, promise.top)
             return None
         return promise
+
+    def stands(self, key: bytes, version: Version, now: int) -> bool:
+        """Whether `version` is promised: asking for it again is a retry."""
+        promise = self.find(key, now)
+        return promise is not None and version in promise.standing
 
     def claim(self, key: bytes, version: Version, now: int) -> bool:
         """Promise `version` to a reader of an absent key; False if a ballot or many higher claims are in the way."""
@@ -100,6 +109,7 @@ class Promises:
             if now - promise.since < self._life:
                 break
             del self._by_key[key]
+            self.forgotten(key, promise.top)
 
     def _young(self, promise: Promise, now: int) -> bool:
         return now - promise.since < self._patience
@@ -108,4 +118,5 @@ class Promises:
         self._by_key[key] = promise
         self._by_key.move_to_end(key)
         if len(self._by_key) > self._most:
-            self._by_key.popitem(last=False)
+            oldest, promise = self._by_key.popitem(last=False)
+            self.forgotten(oldest, promise.top)

@@ -68,7 +68,7 @@ Answer = tuple[Status, Version]
 class Store:
     """`slot_of` maps a storage key to one of `slots` slots; `max_entries` None means bounded by bytes alone.
 
-    A write answers `(Status.STORED, its version)` or `(Status.NEWER, what is in its way)`.
+    A write answers `(Status.STORED, its version)` or `(Status.NEWER or Status.PROMISED, what is in its way)`.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Store:
         self.counters = Counters()
         self.newest: Version = ZERO  # of all that was ever held, forgotten or promised here
         self.promises = Promises(65_536, 60_000, 250) if promises is None else promises
+        self.promises.forgotten = lambda key, top: self._raise_floor(self._slot_of(key), top)
         self.floors: list[Version] = [ZERO] * slots
         self.digests = array("Q", bytes(8 * slots))
         self._slot_of = slot_of
@@ -184,7 +185,7 @@ class Store:
         entry = self.get(key, now)
         if entry is not None and entry.version > unreadable:
             return entry, False
-        if version <= self.known(key, now):
+        if version <= self.known(key, now) and not self.promises.stands(key, version, now):
             return None, False
         promised = self.promises.claim(key, version, now)
         if promised:
@@ -196,13 +197,13 @@ class Store:
         way."""
         entry = self._live(key, now)
         known = self.floor(key) if entry is None else entry.version
-        if ballot <= known:
+        if ballot <= known and not self.promises.stands(key, ballot, now):
             return *self._refuse(known), None
         blocking = self.promises.ballot(key, ballot, now)
         if blocking is not None:
             return *self._refuse(blocking), None
         self._saw(ballot)
-        return Status.STORED, known, entry
+        return Status.STORED, self.floor(key) if entry is None else entry.version, entry
 
     def clear(self, prefix: bytes, version: Version, now: int) -> None:
         """Forget every key that starts with `prefix` (a namespace and its NUL) and raise every floor to `version`.
@@ -269,14 +270,17 @@ class Store:
     # -- keeping the books --------------------------------------------------------------------------------------------
 
     def _barrier(self, key: bytes, version: Version, entry: Entry | None, now: int) -> Answer | None:
-        """What keeps a set or delete of `version` out, if anything does."""
-        known = self.floor(key) if entry is None else entry.version
-        if version < known:
-            return self._refuse(known)
+        """What keeps a set or delete of `version` out, if anything does.
+
+        The highest of all that does: the writer goes above it, and being refused again takes itself to be overtaken.
+        But not by a promise: that is no write yet, and may be one that was computed before.
+        """
         promise = self.promises.find(key, now)
-        if promise is not None and version < promise.top:
-            return self._refuse(promise.top)
-        return None
+        top = self.floor(key) if entry is None else entry.version
+        if promise is None:
+            return self._refuse(top) if version < top else None
+        top = max(top, promise.top)
+        return (Status.PROMISED, self._refuse(top)[1]) if version < top else None
 
     def _refuse(self, version: Version) -> Answer:
         self.counters.refused += 1

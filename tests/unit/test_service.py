@@ -182,7 +182,7 @@ def test_peek_is_no_use_and_get_is() -> None:
 
 def test_a_claim_on_an_absent_key_is_promised_and_its_value_accepted(node: Node) -> None:
     assert node("claim", KEY, v(5), b"") == (True, ZERO, True)
-    assert node("set", KEY, v(4), b"old", 0, None) == (True, NEWER, v(5))
+    assert node("set", KEY, v(4), b"old", 0, None) == (True, Status.PROMISED, v(5))
     assert node("accept", KEY, v(5), b"filled", 2, 900) == (True, STORED, v(5))
     assert node("get", KEY) == (True, v(5), b"filled", 2, 900)
 

@@ -665,8 +665,8 @@ def test_a_version_that_was_not_promised_is_told_the_promise_in_its_way(store: S
 
 def test_a_promise_refuses_lower_sets_and_deletes(store: Store) -> None:
     store.claim(KEY, v(5), ZERO, 0)
-    assert store.set(KEY, v(4), b"", 0, None, 0) == (NEWER, v(5))
-    assert store.delete(KEY, v(4), 0) == (NEWER, v(5), False)
+    assert store.set(KEY, v(4), b"", 0, None, 0) == (Status.PROMISED, v(5))
+    assert store.delete(KEY, v(4), 0) == (Status.PROMISED, v(5), False)
     assert store.accept(KEY, v(5), b"c", 0, None, 0) == (STORED, v(5))
 
 
@@ -725,14 +725,14 @@ def test_an_accepted_value_evicted_since_is_not_accepted_again(store: Store) -> 
 
 def test_a_promise_whose_life_is_over_refuses(store: Store) -> None:
     store.claim(KEY, v(5), ZERO, 0)
-    assert store.accept(KEY, v(5), b"", 0, None, LIFE) == (NEWER, ZERO)
+    assert store.accept(KEY, v(5), b"", 0, None, LIFE) == (NEWER, v(5))
 
 
 def test_a_promise_forgotten_for_others_refuses() -> None:
     store = make_store(promises=Promises(1, LIFE, PATIENCE))
     store.claim(KEY, v(5), ZERO, 0)
     store.claim(STRANGER, v(6), ZERO, 0)
-    assert store.accept(KEY, v(5), b"", 0, None, 0) == (NEWER, ZERO)
+    assert store.accept(KEY, v(5), b"", 0, None, 0) == (NEWER, v(5))
     assert store.accept(STRANGER, v(6), b"", 0, None, 0) == (STORED, v(6))
 
 
@@ -747,7 +747,7 @@ def test_not_even_a_promise_puts_an_older_value_over_a_newer_one(store: Store) -
 def test_promises_have_limits_of_their_own_unless_given() -> None:
     store = Store(1_000, slot_of, SLOTS)
     assert store.claim(KEY, v(1), ZERO, 0) == (None, True)
-    assert store.accept(KEY, v(1), b"", 0, None, 60_000) == (NEWER, ZERO)
+    assert store.accept(KEY, v(1), b"", 0, None, 60_000) == (NEWER, v(1))
 
 
 # -- conditional changes -----------------------------------------------------------------------------------------------

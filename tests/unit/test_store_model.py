@@ -101,14 +101,21 @@ class Model:
 
     def look(self, key: bytes, now: int) -> Held | None:
         """What happens first in every operation: what is over or hidden is dropped."""
-        for other in [other for other, promise in self.promised.items() if now >= promise.since + LIFE]:
-            del self.promised[other]
         held = self.held.get(key)
         if held is not None and held.deadline is not None and now >= held.deadline:
             self.forget(key)
         elif held is not None and held.hidden:
             self.remove(key)
         return self.held.get(key)
+
+    def drop_old_promises(self, now: int) -> None:
+        for key in [key for key, promise in self.promised.items() if now >= promise.since + LIFE]:
+            self.drop_promise(key)
+
+    def drop_promise(self, key: bytes) -> None:
+        """For want of time or room: its barrier stays."""
+        self.forgotten.append((slot_of(key), self.top(key)))
+        del self.promised[key]
 
     def put(self, key: bytes, held: Held) -> bool:
         """Whether there was room."""
@@ -128,14 +135,15 @@ class Model:
         self.promised.pop(key, None)
         self.promised[key] = promised
         while len(self.promised) > PROMISES:
-            del self.promised[next(iter(self.promised))]
+            self.drop_promise(next(iter(self.promised)))
         self.met.add(max(promised.versions))
 
-    def in_the_way(self, key: bytes, version: Version) -> Version | None:
+    def in_the_way(self, key: bytes, version: Version) -> tuple[Status, Version] | None:
         """Of a set or delete."""
-        if version < self.known(key):
-            return self.known(key)
-        return self.top(key) if version < self.top(key) else None
+        highest = max(self.known(key), self.top(key))
+        if version >= highest:
+            return None
+        return (Status.PROMISED if key in self.promised else Status.NEWER), highest
 
 
 versions_away = st.integers(-6, 4)
@@ -234,7 +242,7 @@ class StoreMachine(RuleBasedStateMachine):
             held.deadline = min((end for end in (held.deadline, deadline) if end is not None), default=None)
             assert self.twice(write) == (STORED, version)
         elif (blocking := model.in_the_way(key, version)) is not None:
-            assert self.twice(write) == (NEWER, blocking)
+            assert self.twice(write) == blocking
         elif held is None and version == model.known(key):
             assert self.twice(write) == (NEWER, version)
         else:
@@ -254,7 +262,7 @@ class StoreMachine(RuleBasedStateMachine):
             model.met.add(version)
             assert self.store.delete(key, version, self.now) == (STORED, version, held is not None)
             blocking = model.in_the_way(key, version)  # of a retry: the key is gone, the slot may have forgotten more
-        expected = (STORED, version, False) if blocking is None else (NEWER, blocking, False)
+        expected = (STORED, version, False) if blocking is None else (*blocking, False)
         assert self.twice(lambda: self.store.delete(key, version, self.now)) == expected
 
     @rule(key=keys, away=versions_away, value=values | small_values, ttl=lifetimes, data=st.data())
@@ -294,7 +302,8 @@ class StoreMachine(RuleBasedStateMachine):
             model.order.append(key)
         standing, promised = model.promised.get(key), False
         readable = held if held_version > limit else None
-        if readable is None and version > model.known(key):
+        stands = standing is not None and version in standing.versions
+        if readable is None and (version > model.known(key) or stands):
             old = standing is not None and self.now >= standing.since + PATIENCE
             if standing is None or (standing.ballot and old and version > max(standing.versions)):
                 model.promise(key, Promised({version}, False, self.now))
@@ -312,7 +321,7 @@ class StoreMachine(RuleBasedStateMachine):
         version, model = self.version(away), self.model
         held, standing = model.look(key, self.now), model.promised.get(key)
         status, known, entry = self.twice(lambda: self.store.prepare(key, version, self.now))
-        if version <= model.known(key):
+        if version <= model.known(key) and not (standing is not None and version in standing.versions):
             assert (status, known, entry) == (NEWER, model.known(key), None)
             return
         if standing is not None and not (standing.ballot and standing.versions == {version}):
@@ -347,6 +356,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(milliseconds=st.sampled_from([1, 100, 250, 999, 1_000, 3_000]))
     def time_passes(self, milliseconds: int) -> None:
         self.now += milliseconds
+        self.store.promises.expire(self.now)
+        self.model.drop_old_promises(self.now)
 
     @rule(most=st.integers(1, 5))
     def sweep(self, most: int) -> None:
