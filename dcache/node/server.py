@@ -54,6 +54,7 @@ class Connection(asyncio.Protocol):
         self._decoder = Decoder(self._service.limits.max_frame, self._service.limits.max_batch, maps=False)
         self._messages: Iterator[tuple[Any, ...]] | None = None
         self._greeted = False
+        self._silent = False  # nothing has come since `finish` was last called
         self._choked_at: float | None = None
         self._heard = self._begun = server.now()
         self.push = False
@@ -74,6 +75,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._server.stalled():
             return
+        self._silent = False
         self._heard = self._server.now()
         if not self._decoder.partial:
             self._begun = self._heard
@@ -101,10 +103,15 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.write(frame)
 
-    def finish(self) -> None:
-        """Close, as soon as all that was read is answered."""
-        if self._messages is None:
+    def finish(self, at_once: bool) -> None:
+        """Close, as soon as all that came is answered: nothing more since the last call, or whatever it is `at_once`.
+
+        To close a socket with bytes unread would reset it, and cost the client replies that are on their way.
+        """
+        idle = self._messages is None and self._choked_at is None
+        if (idle and self._silent) or (at_once and self._messages is None):
             self.transport.close()
+        self._silent = idle
 
     def _work(self) -> None:
         """Handle what has been read, but no more at once than is fair to the others."""
@@ -215,14 +222,18 @@ class Server:
                 connection.notify(frame)
 
     async def stop(self, grace: float) -> None:
-        """Stop accepting, answer what has arrived, close; `grace` seconds later abort what is still open."""
+        """Stop accepting, answer what has arrived, close; `grace` seconds later abort what is still open.
+
+        Whoever goes on sending is answered for half of that time.
+        """
         if self._server is not None:
             self._server.close()
         await asyncio.sleep(0.05)  # what the kernel has received by now is read and answered
         deadline = self.loop.time() + grace
+        patience = deadline - grace / 2
         while self.connections and self.loop.time() < deadline:
             for connection in list(self.connections):
-                connection.finish()
+                connection.finish(at_once=self.loop.time() > patience)
             await asyncio.sleep(0.02)
         for timer in (self._beat_timer, self._sweep_timer):
             if timer is not None:

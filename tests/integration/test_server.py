@@ -721,6 +721,38 @@ def test_stop_does_not_wait_longer_for_a_slow_reader_than_it_was_told_to(on_loop
     on_loop(main)
 
 
+def test_a_connection_is_not_closed_while_something_waits_to_be_read_from_it(on_loop: OnLoop) -> None:
+    """Else the system would reset it, and replies that are on their way would be lost."""
+
+    async def main() -> None:
+        async with serving() as node:
+            peer = await node.connect()
+            (connection,) = node.server.connections
+            connection.finish(at_once=False)
+            peer.sock.send(encode_request(8, "ping", ()))
+            await until(lambda: node.server.requests == 2)
+            peer.sock.send(encode_request(9, "ping", ()))
+            connection.finish(at_once=False)
+            assert await peer.messages(2) == [(1, 8, None, None), (1, 9, None, None)]
+            connection.finish(at_once=False)
+            connection.finish(at_once=False)
+            assert await peer.message() is None
+
+    on_loop(main)
+
+
+def test_a_connection_that_goes_on_sending_is_closed_all_the_same(on_loop: OnLoop) -> None:
+    async def main() -> None:
+        async with serving() as node:
+            peer = await node.connect()
+            (connection,) = node.server.connections
+            peer.sock.send(encode_request(8, "ping", ()))
+            connection.finish(at_once=True)
+            await node.served(0)
+
+    on_loop(main)
+
+
 # -- many at once ------------------------------------------------------------------------------------------------------
 
 
