@@ -1,0 +1,290 @@
+"""Many keys at once: get_many, set_many, delete_many.
+
+Every key keeps the rules of its single operation; what is shared is the travelling.  The calls of all keys to one
+node go as one request, cut where a frame would grow too large, and all nodes are asked at once.  A node may answer
+for the first few keys only, when the reply would grow too large; the rest is asked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from dcache.errors import DcacheError, NodeError, ProtocolError, SerializationError, ValueTooLarge
+from dcache.ops.context import DEFAULT, Context, K, Key, TtlOrDefault
+from dcache.ops.effects import Call, Link, Op, Reply, Round
+from dcache.ops.quorum import (
+    ReadRound,
+    Verdict,
+    WriteRound,
+    explain_read,
+    explain_write,
+    quorum_error,
+)
+from dcache.ops.read import Missed, decoded, read_record
+from dcache.ops.write import attempt, next_version
+from dcache.record import Record, Version
+from dcache.wire import Limits
+
+ITEM_OVERHEAD = 64  # bytes of a batch item on the wire beside key and value, generously
+
+
+@attrs.define(eq=False)
+class Part:
+    """One key's share in a batch: its own round, and for any node the item to send there."""
+
+    round: Round
+    item: tuple[Any, ...]
+    size: int
+
+
+class BatchRound(Round):
+    """Runs the rounds of many keys as one: `method` takes a list of items and returns a list of answers."""
+
+    def __init__(self, ctx: Context, method: str, parts: Sequence[Part]) -> None:
+        super().__init__(())
+        self._ctx, self._method, self._limits = ctx, method, ctx.shared.limits
+        self._parts_of: dict[int, list[tuple[Part, Call]]] = {}  # by the identity of the batch's call
+        self._open = list(parts)
+
+    def begin(self) -> Sequence[Call]:
+        return self._bundle((part, call) for part in self._open for call in part.round.begin())
+
+    def check(self, call: Call, result: Any) -> None:
+        if type(result) is not tuple or not 0 < len(result) <= len(call.params[-1]):
+            raise ProtocolError("a batch is answered item by item")
+
+    def replied(self, call: Call, result: Any, link: Link) -> Sequence[Call]:
+        try:
+            self.check(call, result)
+        except ProtocolError as error:
+            return self.failed(call, error, sent=True)
+        self.pending.remove(call)
+        self.replies.append(Reply(call.node, result, link))
+        parts = self._parts_of.pop(id(call))
+        more = [
+            (part, another)
+            for (part, single), answer in zip(parts, result, strict=False)
+            for another in self._item_replied(part, single, answer, link)
+        ]
+        return self._bundle((*more, *parts[len(result) :]))
+
+    def _item_replied(self, part: Part, single: Call, answer: Any, link: Link) -> Sequence[Call]:
+        if type(answer) is tuple and len(answer) == 3 and type(answer[0]) is int:  # this item was refused
+            return part.round.failed(single, NodeError(*answer), sent=True)
+        return part.round.replied(single, answer, link)
+
+    def failed(self, call: Call, error: Exception, sent: bool) -> Sequence[Call]:
+        self.pending.remove(call)
+        parts = self._parts_of.pop(id(call))
+        return self._bundle((part, another) for part, one in parts for another in part.round.failed(one, error, sent))
+
+    def late(self) -> Sequence[Call]:
+        return self._bundle((part, call) for part in self._still_open() for call in part.round.late())
+
+    def expire(self) -> None:
+        self.expired = True
+        for part in self._still_open():
+            part.round.expire()
+        self.pending.clear()
+
+    def over(self) -> bool:
+        return not self._still_open()
+
+    def _still_open(self) -> list[Part]:
+        self._open = [part for part in self._open if not part.round.over()]
+        return self._open
+
+    def _bundle(self, wanted: Iterable[tuple[Part, Call]]) -> list[Call]:
+        by_node: dict[str, list[tuple[Part, Call]]] = {}
+        for part, call in wanted:
+            by_node.setdefault(call.node, []).append((part, call))
+        made = []
+        for node, parts in by_node.items():
+            for some in cut(parts, self._limits):
+                call = self._ctx.call(node, self._method, [part.item for part, _ in some])
+                self._parts_of[id(call)] = some
+                made.append(call)
+        self.pending.extend(made)
+        return made
+
+
+def cut(parts: Sequence[tuple[Part, Call]], limits: Limits) -> Iterator[list[tuple[Part, Call]]]:
+    """Pieces that each fit a frame."""
+    piece: list[tuple[Part, Call]] = []
+    size = 0
+    for part, call in parts:
+        if piece and (len(piece) >= limits.max_batch or size + part.size > limits.frame_room // 2):
+            yield piece
+            piece, size = [], 0
+        piece.append((part, call))
+        size += part.size
+    if piece:
+        yield piece
+
+
+def get_many(ctx: Context, keys: Iterable[K]) -> Op[dict[K, Any]]:
+    """The values of those of `keys` that are there, under the keys as given; `QuorumError` as for a single get."""
+    raws = {key: ctx.key(key) for key in keys}
+    records = yield from read_records(ctx, tuple(dict.fromkeys(raws.values())))
+    found: dict[K, Any] = {}
+    for key, raw in raws.items():
+        record = records.get(raw)
+        value = _ABSENT if record is None else decoded(ctx, record, _ABSENT)
+        if value is not _ABSENT:
+            found[key] = value
+        elif record is None:
+            ctx.shared.counters.misses += 1
+    return found
+
+
+_ABSENT = object()
+
+
+def read_records(ctx: Context, keys: Sequence[bytes]) -> Op[dict[bytes, Record]]:
+    """The newest records of `keys`, each once a majority holds it."""
+    parts = {key: Part(_read_round(ctx, key), (key,), len(key) + ITEM_OVERHEAD) for key in keys}
+    yield BatchRound(ctx, "get_many", list(parts.values()))
+    found: dict[bytes, Record] = {}
+    unsettled: dict[bytes, Verdict] = {}
+    for key, part in parts.items():
+        verdict = _verdict(ctx, part.round)
+        if verdict.candidate is None:
+            continue
+        if len(verdict.holders) >= ctx.hold:
+            found[key] = verdict.record()
+        elif verdict.votes >= ctx.hold:
+            unsettled[key] = verdict
+    if unsettled:
+        found.update((yield from _write_back(ctx, unsettled)))
+    return found
+
+
+def _read_round(ctx: Context, key: bytes) -> ReadRound:
+    calls = [Call(node, "get", ()) for node in ctx.readers(key)]
+    return ReadRound(calls[: ctx.reads], calls[ctx.reads :], ctx.reads, ctx.hold, ctx.strict)
+
+
+def _verdict(ctx: Context, round_: Round) -> Verdict:
+    assert isinstance(round_, ReadRound)
+    verdict = round_.verdict()
+    if verdict.complete < ctx.reads and (ctx.strict or not round_.replies):
+        raise quorum_error("get_many", round_, ctx.reads, verdict.complete, in_doubt=False, explain=explain_read)
+    return verdict
+
+
+def _write_back(ctx: Context, unsettled: Mapping[bytes, Verdict]) -> Op[dict[bytes, Record]]:
+    """Have a majority hold each candidate; what was overtaken meanwhile is read again, alone."""
+    parts = {key: _copy_part(ctx, key, verdict) for key, verdict in unsettled.items()}
+    ctx.shared.counters.repairs += len(parts)
+    yield BatchRound(ctx, "copy_many", list(parts.values()))
+    found = {}
+    for key, part in parts.items():
+        assert isinstance(part.round, WriteRound)
+        if part.round.got() >= ctx.hold:
+            found[key] = unsettled[key].record()
+        elif part.round.highest_newer() is not None:
+            record = yield from read_record(ctx, key)
+            if not isinstance(record, Missed):
+                found[key] = record
+    return found
+
+
+def _copy_part(ctx: Context, key: bytes, verdict: Verdict) -> Part:
+    record = verdict.record()
+    asked = {reply.node for reply in (*verdict.holders, *verdict.behind)}
+    calls = [Call(reply.node, "copy", ()) for reply in verdict.behind]
+    spares = [Call(node, "copy", ()) for node in ctx.owners(key) if node not in asked]
+    round_ = WriteRound(calls, ctx.hold, spares=spares, already=verdict.holders)
+    item = (key, record.version, record.value, record.flags, record.ttl)
+    return Part(round_, item, len(key) + len(record.value) + ITEM_OVERHEAD)
+
+
+Versioned = Callable[[Version], tuple[Any, ...]]  # a batch item for the version it is written with
+
+
+def write_many(ctx: Context, method: str, items: Mapping[bytes, Versioned], size: Mapping[bytes, int]) -> Op[_Written]:
+    """As `write.write`, for every key: the last round of each, and the error of each that failed."""
+    rounds: dict[bytes, list[WriteRound]] = {key: [] for key in items}
+    versions: dict[bytes, Version] = {key: ctx.shared.clock.stamp() for key in items}
+    while versions:
+        parts = {
+            key: _write_part(ctx, key, items[key](version), size[key], rounds[key]) for key, version in versions.items()
+        }
+        yield BatchRound(ctx, method, list(parts.values()))
+        versions = {}
+        for key, part in parts.items():
+            rounds[key].append(_written(part))
+            version = next_version(ctx, rounds[key])
+            if version is not None:
+                versions[key] = version
+    errors = {
+        key: quorum_error(
+            method,
+            made[-1],
+            ctx.writes,
+            made[-1].got(),
+            in_doubt=any(round_.in_doubt() for round_ in made),
+            explain=explain_write,
+        )
+        for key, made in rounds.items()
+        if made[-1].got() < ctx.writes
+    }
+    return _Written({key: made[-1] for key, made in rounds.items()}, errors)
+
+
+@attrs.frozen(eq=False)
+class _Written:
+    rounds: dict[bytes, WriteRound]
+    errors: dict[bytes, DcacheError]
+
+
+def _write_part(ctx: Context, key: bytes, item: tuple[Any, ...], size: int, before: Sequence[WriteRound]) -> Part:
+    calls = [Call(node, "", ()) for node in ctx.writers(key)]
+    return Part(attempt(ctx, calls, before), item, len(key) + size + ITEM_OVERHEAD)
+
+
+def _written(part: Part) -> WriteRound:
+    assert isinstance(part.round, WriteRound)
+    return part.round
+
+
+def set_many(ctx: Context, mapping: Mapping[K, Any], ttl: TtlOrDefault = DEFAULT) -> Op[dict[K, DcacheError]]:
+    """Store every value; what went wrong, by key as given.  One key's trouble does not keep the others from being
+    written."""
+    life = ctx.ttl(ttl)
+    raws = {key: ctx.key(key) for key in mapping}
+    errors: dict[K, DcacheError] = {}
+    items: dict[bytes, Versioned] = {}
+    sizes: dict[bytes, int] = {}
+    for key, value in mapping.items():
+        try:
+            data, flags = ctx.options.codec.encode(value)
+        except (SerializationError, ValueTooLarge) as error:
+            errors[key] = error
+        else:
+            raw = raws[key]
+            sizes[raw], items[raw] = len(data), _set_item(raw, data, flags, life)
+    written = yield from write_many(ctx, "set_many", items, sizes)
+    errors.update({key: written.errors[raw] for key, raw in raws.items() if raw in written.errors})
+    return errors
+
+
+def _set_item(key: bytes, data: bytes, flags: int, life: int | None) -> Versioned:
+    return lambda version: (key, version, data, flags, life)
+
+
+def _delete_item(key: bytes) -> Versioned:
+    return lambda version: (key, version)
+
+
+def delete_many(ctx: Context, keys: Iterable[Key]) -> Op[int]:
+    """Forget every key; how many of them an owner held.  Raises the first error, after all have been tried."""
+    raws = dict.fromkeys(ctx.key(key) for key in keys)
+    items = {raw: _delete_item(raw) for raw in raws}
+    written = yield from write_many(ctx, "delete_many", items, dict.fromkeys(raws, 0))
+    for error in written.errors.values():
+        raise error
+    return sum(any(reply.result[3] for reply in round_.replies) for round_ in written.rounds.values())

@@ -1,0 +1,246 @@
+"""What concerns nodes rather than keys: finding the cluster, its members, whether it is ready, clear, scan,
+statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from dcache.errors import ClockSkew, ClusterMismatch, NodeError, NoNodesAvailable, ProtocolError
+from dcache.membership import Member, MemberTable
+from dcache.ops.context import Context, Key
+from dcache.ops.effects import Call, FirstOf, Gather, Link, Op, Reply, Round, Sleep
+from dcache.ops.quorum import check_answer, explain_read, majority, quorum_error
+from dcache.record import ZERO, Version
+from dcache.wire import Code
+
+READY_PAUSE = 0.05
+
+
+class _TableRound(FirstOf):
+    """The member table from any one node; a node that is in no cluster yet has none."""
+
+    def check(self, call: Call, result: Any) -> None:
+        MemberTable.from_wire(result)
+
+
+def discover(addresses: Sequence[str]) -> Op[MemberTable]:
+    """The member table, from any of `addresses` (in the order to try); `NoNodesAvailable` says why of each."""
+    calls = [Call(address, "table", ()) for address in addresses]
+    round_ = _TableRound(calls[:1], calls[1:])
+    yield round_
+    if round_.replies:
+        return MemberTable.from_wire(round_.replies[0].result)
+    for kind in (ClockSkew, ClusterMismatch):
+        told = [failure.error for failure in round_.failures if isinstance(failure.error, kind)]
+        if told and len(told) == len(round_.failures):
+            raise told[0]
+    reasons = {call.node: "not asked: the time was over" for call in round_.spares}
+    reasons |= {failure.node: str(failure.error) or type(failure.error).__name__ for failure in round_.failures}
+    raise NoNodesAvailable(reasons)
+
+
+def await_table(addresses: Sequence[str]) -> Op[MemberTable]:
+    """As `discover`, for as long as the operation's time lasts: the nodes may still be starting."""
+    while True:
+        round_ = _TableRound([Call(address, "table", ()) for address in addresses])
+        yield round_
+        if round_.replies:
+            return MemberTable.from_wire(round_.replies[0].result)
+        if round_.expired:
+            raise NoNodesAvailable({failure.node: str(failure.error) for failure in round_.failures})
+        yield Sleep(READY_PAUSE)
+
+
+def members(ctx: Context) -> Op[tuple[Member, ...]]:
+    """The rows of the member table as one of the nodes has it now, by name."""
+    round_ = _TableRound(*_one_after_another(ctx, "table"))
+    yield round_
+    if not round_.replies:
+        raise NoNodesAvailable({failure.node: str(failure.error) for failure in round_.failures})
+    rows = MemberTable.from_wire(round_.replies[0].result).members
+    return tuple(row for _, row in sorted(rows.items()))
+
+
+def _one_after_another(ctx: Context, method: str) -> tuple[list[Call], list[Call]]:
+    calls = [Call(node, method, ()) for node in _nodes(ctx)]
+    turn = next(ctx.shared.turn) % len(calls)
+    calls = calls[turn:] + calls[:turn]
+    return calls[:1], calls[1:]
+
+
+def _nodes(ctx: Context) -> list[str]:
+    return [node.name for node in ctx.table.ring.nodes]
+
+
+class _TimedGather(Gather):
+    """Everybody's answer, with the seconds that each took."""
+
+    def __init__(self, ctx: Context, method: str) -> None:
+        super().__init__([Call(node, method, ()) for node in _nodes(ctx)])
+        self._clock = ctx.shared.monotonic
+        self._start = self._clock()
+        self.seconds: dict[str, float] = {}
+
+    def replied(self, call: Call, result: Any, link: Link) -> Sequence[Call]:
+        self.seconds[call.node] = self._clock() - self._start
+        return super().replied(call, result, link)
+
+
+def ping(ctx: Context) -> Op[dict[str, float]]:
+    """The round trip of every member that answers, in seconds; `NoNodesAvailable` if none does."""
+    round_ = _TimedGather(ctx, "ping")
+    yield round_
+    if not round_.seconds:
+        raise NoNodesAvailable({failure.node: str(failure.error) for failure in round_.failures})
+    return round_.seconds
+
+
+def stats(ctx: Context) -> Op[dict[str, Any]]:
+    """{"client": counters of this client, "nodes": {name: the node's statistics, or {"error": why not}}}."""
+    round_ = Gather([Call(node, "stats", ()) for node in _nodes(ctx)])
+    yield round_
+    nodes: dict[str, Any] = {failure.node: {"error": str(failure.error)} for failure in round_.failures}
+    nodes.update({reply.node: dict(reply.result) for reply in round_.replies})
+    return {"client": attrs.asdict(ctx.shared.counters), "nodes": dict(sorted(nodes.items()))}
+
+
+def wait_ready(ctx: Context) -> Op[None]:
+    """Until so many members answer, and know their slots, that every key can be read and written."""
+    while True:
+        round_ = Gather([Call(node, "ready", (ctx.fingerprint,)) for node in _nodes(ctx)])
+        yield round_
+        ready = sum(reply.result is True for reply in round_.replies)
+        spare = ctx.owner_count - max(ctx.reads, ctx.writes)
+        needed = len(_nodes(ctx)) - spare
+        if ready >= needed:
+            return
+        if round_.expired:
+            raise quorum_error("wait_ready", round_, needed, ready, in_doubt=False, explain=_explain_ready)
+        yield Sleep(READY_PAUSE)
+
+
+def _explain_ready(reply: Reply) -> str | None:
+    return None if reply.result is True else "has not completed its slots since it started"
+
+
+class _EverySlot(Round):
+    """Answers of so many complete nodes that every slot has `needed` of its owners among them."""
+
+    def __init__(self, ctx: Context, calls: Sequence[Call], needed: int) -> None:
+        super().__init__(calls)
+        self.tolerable = ctx.owner_count - needed
+        self.nodes = len(calls)
+
+    def check(self, call: Call, result: Any) -> None:
+        if type(result) is not tuple or len(result) != 2 or type(result[1]) is not bytes:
+            raise ProtocolError("an answer about all slots is whether they are complete, and a version")
+
+    def got(self) -> int:
+        return sum(reply.result[0] is True for reply in self.live())
+
+    def missing(self) -> int:
+        # Any set of owners lacks at most the nodes that are missing altogether.
+        return self.nodes - self.tolerable - self.got()
+
+
+def clear(ctx: Context) -> Op[None]:
+    """Forget the whole namespace: first the highest version anywhere, then a floor one above it everywhere."""
+    newest = yield from _everywhere(ctx, "newest", (), in_doubt=False)
+    highest = max((Version(reply.result[1]) for reply in newest), default=ZERO)
+    version = ctx.shared.clock.above(max(highest, ctx.shared.clock.stamp()))
+    yield from _everywhere(ctx, "clear", (version,), in_doubt=True)
+
+
+def _everywhere(ctx: Context, method: str, params: tuple[Any, ...], in_doubt: bool) -> Op[list[Reply]]:
+    needed = max(ctx.writes, majority(ctx.owner_count)) if ctx.strict else 1
+    calls = [ctx.call(node, method, *params) for node in _nodes(ctx)]
+    round_ = _EverySlot(ctx, calls, needed)
+    yield round_
+    if round_.missing() > 0:
+        wanted, got = round_.nodes - round_.tolerable, round_.got()
+        raise quorum_error(method, round_, wanted, got, in_doubt=in_doubt, explain=explain_read)
+    return round_.live()
+
+
+@attrs.frozen
+class ScanState:
+    """How far a scan has come: the cursor at each node that has more, and the nodes that are away."""
+
+    cursors: Mapping[str, tuple[int, int] | None]
+    away: frozenset[str] = frozenset()
+
+
+class _ScanRound(Gather):
+    """A page from every node that has more."""
+
+    def check(self, call: Call, result: Any) -> None:
+        if type(result) is not tuple or len(result) != 2 or type(result[1]) is not tuple:
+            raise ProtocolError("a page of a scan has a cursor and keys")
+
+
+def scan_page(ctx: Context, prefix: bytes, state: ScanState | None) -> Op[tuple[list[bytes], ScanState | None]]:
+    """The next keys, and the state to go on with or None at the end.  A key may come more than once.
+
+    `QuorumError` if so many nodes are away that some keys might not be seen at all.
+    """
+    if state is None:
+        state = ScanState(dict.fromkeys(_nodes(ctx)))
+    calls = [ctx.call(node, "scan", prefix, cursor) for node, cursor in state.cursors.items()]
+    round_ = _ScanRound(calls)
+    yield round_
+    cursors = {reply.node: reply.result[0] for reply in round_.replies if reply.result[0] is not None}
+    restarted = {failure.node for failure in round_.failures if _cursor_lost(failure.error)}
+    cursors.update(dict.fromkeys(restarted))
+    away = state.away | {failure.node for failure in round_.failures} - restarted
+    needed = len(_nodes(ctx)) - (ctx.owner_count - majority(ctx.owner_count))
+    got = len(_nodes(ctx)) - len(away)
+    if ctx.strict and got < needed:
+        raise quorum_error("scan", round_, needed, got, in_doubt=False, explain=lambda reply: None)
+    keys = [key for reply in round_.replies for key in reply.result[1]]
+    return keys, ScanState(cursors, away) if cursors else None
+
+
+def _cursor_lost(error: Exception) -> bool:
+    return isinstance(error, NodeError) and error.code == Code.UNKNOWN_CURSOR
+
+
+@attrs.frozen
+class Holding:
+    """What one owner says of a key.  `version` is that of the record or, where it is absent, the floor of its slot;
+    `ttl` is in seconds, None for no expiry.  With an `error` the owner said nothing."""
+
+    held: bool = False
+    version: Version = ZERO
+    ttl: float | None = None
+    complete: bool = False
+    error: str | None = None
+
+
+class _PeekRound(Gather):
+    def check(self, call: Call, result: Any) -> None:
+        check_answer(result)
+
+
+def holders(ctx: Context, key: Key) -> Op[dict[str, Holding]]:
+    """What every owner of `key` says of it, in preference order; counts as no use.  `NoNodesAvailable` if none
+    answers."""
+    raw = ctx.key(key)
+    owners = ctx.owners(raw)
+    round_ = _PeekRound([ctx.call(node, "peek", raw) for node in owners])
+    yield round_
+    reasons = {failure.node: str(failure.error) or type(failure.error).__name__ for failure in round_.failures}
+    if not round_.replies:
+        raise NoNodesAvailable(reasons)
+    told = {node: Holding(error=reason) for node, reason in reasons.items()}
+    told |= {reply.node: _holding(*reply.result) for reply in round_.replies}
+    return {node: told[node] for node in owners}
+
+
+def _holding(complete: bool, version: bytes, *rest: Any) -> Holding:
+    if len(rest) == 1:
+        return Holding(False, Version(version), complete=complete)
+    ttl = rest[2]
+    return Holding(True, Version(version), None if ttl is None else ttl / 1000, complete)

@@ -1,0 +1,88 @@
+"""What a client knows of its cluster: the member table, the seeds, where each node is.
+
+One table is in force at a time and replaced in one assignment.  News comes by push, with a refused request, from
+asking a random node now and then; all of it is merged, so order does not matter.
+
+A client stays with its cluster.  Nodes that say they are of another one are failures, until a majority of the ring says
+the same other name: then the old cluster can never acknowledge anything again, and the client starts afresh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dcache.errors import ClusterMismatch, ProtocolError
+from dcache.membership import MemberTable, parse_address
+from dcache.ops.quorum import majority
+from dcache.wire import DEFAULT_PORT
+
+REFRESH = 30.0
+"""Seconds between two questions for news, give or take a half."""
+
+
+class Topology:
+    """Shared by all that a client does; every step is one assignment or dictionary operation, so it needs no lock."""
+
+    def __init__(self, seeds: Sequence[str], random: Callable[[], float]) -> None:
+        self.seeds = tuple(dict.fromkeys(seeds))
+        if not self.seeds:
+            raise ValueError('name at least one node, for instance Client(["cache1:7400"])')
+        for seed in self.seeds:
+            parse_address(seed, DEFAULT_PORT)
+        self.table: MemberTable | None = None
+        self.forsaken = False  # no member answered: ask the seeds again
+        self._random = random
+        self._foreign: dict[str, str] = {}
+        self._due = 0.0
+
+    def install(self, table: MemberTable) -> None:
+        """Take in a table; one of another cluster is `ClusterMismatch`."""
+        self.table = table if self.table is None else self.table.merge(table)
+        self.forsaken = False
+
+    def offer(self, data: Any) -> None:
+        """Take in what a node sent as its table; what makes no sense, or is another cluster's, changes nothing."""
+        try:
+            table = MemberTable.from_wire(data)
+            if self.table is not None:
+                self.install(table)
+        except (ProtocolError, ClusterMismatch):
+            return
+
+    def address(self, node: str) -> tuple[str, int]:
+        """Where a member is, by its name; a seed is its own address."""
+        row = None if self.table is None else self.table.members.get(node)
+        return parse_address(node if row is None else row.address, DEFAULT_PORT)
+
+    def cluster_id(self) -> str | None:
+        return None if self.table is None else self.table.settings.cluster_id
+
+    def is_member(self, node: str) -> bool:
+        return self.table is not None and node in self.table.members
+
+    def sources(self) -> list[str]:
+        """Whom to ask for the table, in a random order: the seeds, and the members that are known."""
+        members = [] if self.table is None else [row.address for row in self.table.members.values()]
+        return sorted(dict.fromkeys((*self.seeds, *members)), key=lambda _: self._random())
+
+    def foreign(self, node: str, cluster_id: str) -> bool:
+        """`node` said that it is of another cluster; whether that makes this client leave its own."""
+        table = self.table
+        if table is None or node not in table.members:
+            return False
+        self._foreign[node] = cluster_id
+        agreeing = sum(self._foreign.get(place.name) == cluster_id for place in table.ring_state.members)
+        if agreeing < majority(len(table.ring_state.members)):
+            return False
+        self.table = None
+        self._foreign = {}
+        return True
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to ask for news; says so once per period."""
+        if now < self._due:
+            return False
+        first = self._due == 0.0
+        self._due = now + REFRESH * (0.5 + self._random())
+        return not first
