@@ -1,0 +1,229 @@
+"""Runs operations on an asyncio loop: one connection per node, shared by all tasks.
+
+Calls made in one tick of the loop leave in one write.  A task that is cancelled stops waiting and nothing more: its
+frames leave whole, its replies are dropped when they come.  Every round has one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar, cast
+
+from dcache.drivers.channel import Channel, Waiter
+from dcache.drivers.driver import PATIENCE, Books, Execution, TableWaiter
+from dcache.errors import ClientClosed, DcacheError
+from dcache.ops.effects import Call, Detached, Op, Round
+
+T = TypeVar("T")
+WRITE_BUFFER_MAX = 64 * 1024 * 1024
+"""A node that leaves more than this unread is treated as broken off."""
+
+
+class Connection(asyncio.Protocol):
+    """The connection to a node: being made, in use, or over."""
+
+    def __init__(self, driver: AsyncDriver, node: str) -> None:
+        self.driver, self.node = driver, node
+        self.channel = Channel(driver.books.handshake(node), driver.books.topology.offer)
+        self._loop = driver.loop
+        self._transport: asyncio.Transport | None = None
+        self._flushing = False
+        self._greeted = self._loop.create_future()
+        self._making = self._loop.create_task(self._make())
+        driver.making.add(self._making)
+        self._making.add_done_callback(driver.making.discard)
+
+    async def _make(self) -> None:
+        settings = self.driver.books.settings
+        try:
+            async with asyncio.timeout(settings.connect_timeout):
+                host, port = self.driver.books.topology.address(self.node)
+                await self._loop.create_connection(lambda: self, host, port)
+                await self._greeted
+        except TimeoutError:
+            self.broke(TimeoutError("no connection within connect_timeout"))
+        except (OSError, DcacheError, ValueError) as error:
+            self.broke(error)
+
+    def request(self, call: Call, waiter: Waiter | None) -> None:
+        self.channel.request(call, waiter, self._loop.time())
+        if not self._flushing and self.channel.ready:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._transport is None or not self.channel.alive:
+            return
+        if self._transport.get_write_buffer_size() > WRITE_BUFFER_MAX or self._stalled():
+            self.broke(TimeoutError("does not read, or does not answer"))
+            return
+        self._transport.write(self.channel.take())
+
+    def _stalled(self) -> bool:
+        since = self.channel.waiting_since()
+        return since is not None and self._loop.time() - since > self.driver.books.settings.stall
+
+    # -- what the loop says -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = stream = cast("asyncio.Transport", transport)  # uvloop's are no instances of it
+        if not self.channel.alive:
+            stream.abort()
+            return
+        stream.write(self.channel.take())
+
+    def data_received(self, data: bytes) -> None:
+        if not self.channel.alive:
+            return
+        greeted = self.channel.ready
+        try:
+            self.channel.receive(data)
+        except DcacheError as error:
+            self.broke(error)
+            return
+        if not greeted and self.channel.ready:
+            if not self._greeted.done():
+                self._greeted.set_result(None)
+            self._flush()
+
+    def eof_received(self) -> None:
+        self.broke(ConnectionError("the node closed the connection"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.broke(exc or ConnectionError("the connection broke"))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def broke(self, error: Exception) -> None:
+        """The connection is over: all that wait are told."""
+        if not self.channel.alive:
+            return
+        unanswered = self.channel.close()
+        self.driver.drop(self)
+        if not self._greeted.done():
+            self._greeted.set_exception(error)
+            self._greeted.exception()  # looked at: the maker may be past waiting for it
+        if self._transport is not None:
+            self._transport.abort()
+        for call, waiter, sent in unanswered:
+            waiter.failed(call, error, sent)
+
+
+class AsyncDriver:
+    """All connections of a client in one event loop."""
+
+    def __init__(self, books: Books, loop: asyncio.AbstractEventLoop) -> None:
+        self.books, self.loop = books, loop
+        self._connections: dict[str, Connection] = {}
+        self.making: set[asyncio.Task[None]] = set()
+        self._news = TableWaiter(books.topology)
+        self.closed = False
+
+    def send(self, call: Call, waiter: Waiter | None) -> None:
+        """Send `call`, or tell its waiter why not."""
+        if self.closed:
+            if waiter is not None:
+                waiter.failed(call, ClientClosed("the client was closed"), False)
+            return
+        connection = self._connections.get(call.node)
+        if connection is None:
+            connection = self._connections[call.node] = Connection(self, call.node)
+        connection.request(call, waiter)
+
+    def drop(self, connection: Connection) -> None:
+        """A connection is over; the next call to its node makes another."""
+        if self._connections.get(connection.node) is connection:
+            del self._connections[connection.node]
+
+    async def run(self, operation: Op[T], deadline: float | None, timeout: float) -> T:
+        """Run `operation`, whose whole time is `timeout` seconds, until `deadline` on the loop's clock.
+
+        With no deadline the operation goes on for as long as it likes, and each of its rounds has `timeout` seconds.
+        """
+        if self.closed:
+            raise ClientClosed("the client was closed")
+        self._ask_for_news()
+        try:
+            while True:
+                effect = next(operation)
+                if isinstance(effect, Round):
+                    ends = self.loop.time() + timeout if deadline is None else deadline
+                    await self._round(effect, ends, timeout * PATIENCE)
+                elif isinstance(effect, Detached):
+                    for call in effect.calls:
+                        if self.books.keep_away(call) is None:
+                            self.send(call, None)
+                else:
+                    left = effect.seconds if deadline is None else deadline - self.loop.time()
+                    await asyncio.sleep(max(0.0, min(effect.seconds, left)))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def _round(self, round_: Round, deadline: float, patience: float) -> None:
+        waiting = _Waiting(self, round_, deadline, patience)
+        try:
+            while not (round_.over() or round_.expired):
+                if round_.pending:
+                    await waiting.event()
+                else:
+                    waiting.reinforce()
+        finally:
+            waiting.close()
+        if round_.failures and self.loop.time() >= deadline:
+            round_.expired = True  # calls that fail at once never meet the deadline, and who tries again must
+
+    def _ask_for_news(self) -> None:
+        topology = self.books.topology
+        if self._connections and topology.table is not None and topology.due(self.loop.time()):
+            node = next(iter(self._connections))
+            self.send(Call(node, "exchange", (topology.table.digest,)), self._news)
+
+    async def close(self) -> None:
+        self.closed = True
+        for connection in list(self._connections.values()):
+            connection.broke(ClientClosed("the client was closed"))
+        for task in self.making:
+            task.cancel()
+        await asyncio.gather(*self.making, asyncio.sleep(0), return_exceptions=True)
+
+
+class _Waiting:
+    """A round being waited for: its execution, its timer, and the future that wakes the waiting task.
+
+    The task looks again whether the round is over when it wakes.  A reply may have sufficed when it came, and then its
+    connection, or that of an earlier reply, may have been found broken in the same tick of the loop.
+    """
+
+    def __init__(self, driver: AsyncDriver, round_: Round, deadline: float, patience: float) -> None:
+        self._loop, self._round = driver.loop, round_
+        self._deadline, self._patience = deadline, patience
+        self._future: asyncio.Future[None] | None = None
+        self._execution = Execution(round_, driver.books, driver.send, self._wake)
+        self._execution.start()
+        self._timer = self._loop.call_at(min(deadline, self._loop.time() + patience), self._tick)
+
+    async def event(self) -> None:
+        self._future = self._loop.create_future()
+        await self._future
+
+    def reinforce(self) -> None:
+        """What had sufficed has broken off, and nobody is left to wait for: ask others at once."""
+        self._execution.late()
+
+    def _wake(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        if now >= self._deadline:
+            self._execution.expire()
+            return
+        self._timer = self._loop.call_at(min(self._deadline, now + self._patience), self._tick)
+        self._execution.late()
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._execution.close()

@@ -1,0 +1,448 @@
+"""Runs operations on blocking threads: one poll over all connections of an operation.
+
+No hidden thread, no loop: an operation leases a connection per node, writes to all, waits for all together, always
+reading while writing, and gives the connections back.  Never node after node: connecting, too, goes on at all nodes at
+once.  What a connection brings for calls that are not waited for any more is dropped when it is read, at the latest by
+the next operation that uses it.
+
+A connection is closed instead of given back when its last frame could not be sent whole, or when its operation was
+interrupted by anything but an error of ours (Ctrl-C), so that nobody ever meets half a frame or a foreign reply.
+
+Ctrl-C strikes between any two calls, so at each such moment a connection belongs to somebody who will look after it: it
+is written into the operation's book of leases before it is taken out of the pool, and out of it before it goes back.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from dcache.drivers.channel import Channel, Unanswered, Waiter
+from dcache.drivers.driver import PATIENCE, Books, Execution, TableWaiter
+from dcache.errors import ClientClosed, DcacheError
+from dcache.ops.effects import Call, Detached, Op, Round
+
+T = TypeVar("T")
+CHUNK = 256 * 1024
+_IN_PROGRESS = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, getattr(errno, "WSAEWOULDBLOCK", errno.EAGAIN)}
+
+
+class Connection:
+    """A place in a pool, with a socket and its channel once it is opened; used by one operation at a time."""
+
+    channel: Channel
+    sock: socket.socket
+
+    def __init__(self, node: str, extra: bool) -> None:
+        self.node = node
+        self.extra = extra  # above the pool's bound
+        self.opened = False
+        self.used = 0.0
+
+    def open(self, addresses: Sequence[Any], channel: Channel, deadline: float) -> None:
+        """Begin to connect; `OSError` if that cannot even begin."""
+        self.channel, self.deadline = channel, deadline
+        self.fresh = True  # has served no earlier operation
+        self.unsent = b""
+        self._addresses = deque(addresses)
+        self._dial()
+
+    def _dial(self) -> None:
+        family, kind, proto, _, address = self._addresses.popleft()
+        self.sock = socket.socket(family, kind, proto)
+        self.opened = self._connecting = True
+        self.sock.setblocking(False)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = self.sock.connect_ex(address)
+        if code and code not in _IN_PROGRESS:
+            raise OSError(code, os.strerror(code))
+
+    def wants_to_write(self) -> bool:
+        return self._connecting or bool(self.unsent)
+
+    def writable(self) -> None:
+        """The socket is connected, or can take more bytes; `OSError` if it could not connect."""
+        if self._connecting:
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                if not self._addresses:
+                    raise OSError(code, os.strerror(code))
+                self.sock.close()
+                self._dial()
+                return
+            self._connecting = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what can be sent without waiting."""
+        if self._connecting:
+            return
+        self.unsent += self.channel.take()
+        while self.unsent:
+            try:
+                sent = self.sock.send(self.unsent)
+            except (BlockingIOError, InterruptedError):
+                return
+            self.unsent = self.unsent[sent:]
+
+    def readable(self) -> None:
+        """Read what is there; `OSError` or `DcacheError` if the connection is of no more use."""
+        while True:
+            try:
+                data = self.sock.recv(CHUNK)
+            except (BlockingIOError, InterruptedError):
+                return
+            if not data:
+                raise ConnectionError("the node closed the connection")
+            self.channel.receive(data)
+            if len(data) < CHUNK:
+                return
+
+    def close(self) -> list[Unanswered]:
+        """May be called again, and opened again."""
+        if not self.opened:
+            return []
+        self.sock.close()
+        self.opened = False
+        return self.channel.close()
+
+
+Held = dict[str, Connection]
+"""The connections of one operation, by node."""
+
+
+class Pool:
+    """The connections to one node: the idle ones, and those in use up to the bound."""
+
+    def __init__(self, node: str, most: int) -> None:
+        self._node, self._most = node, most
+        self._idle: list[Connection] = []
+        self._in_use: set[Connection] = set()  # those above the bound are not among them
+        self._lock = threading.Lock()  # guards all here; not entered through the condition, where Ctrl-C could leave it
+        self._changed = threading.Condition(self._lock)
+        self.closed = False
+
+    def _has_room(self) -> bool:
+        return bool(self._idle) or len(self._in_use) < self._most
+
+    def take(self, held: Held, wait: float | None) -> Connection:
+        """Put an idle connection, or a new one to be opened, into `held`.
+
+        With `wait` None the caller holds other connections: it never waits, for two such callers could wait for each
+        other, and goes above the bound instead.  `TimeoutError` after `wait` seconds.
+        """
+        with self._lock:
+            free = wait is None or self._changed.wait_for(lambda: self._has_room() or self.closed, wait)
+            if not free:
+                raise TimeoutError(f"all {self._most} connections to this node are in use: raise max_connections")
+            if self.closed:
+                raise ClientClosed("the client was closed")
+            if self._idle:
+                connection = held[self._node] = self._idle[-1]
+                self._in_use.add(connection)
+                self._idle.pop()
+                return connection
+            extra = len(self._in_use) >= self._most
+            connection = held[self._node] = Connection(self._node, extra)
+            if not extra:
+                self._in_use.add(connection)
+            return connection
+
+    def give(self, held: Held, connection: Connection) -> bool:
+        """Put a connection back.  False if it must be closed by the caller, who still holds it."""
+        with self._lock:
+            if connection.extra or self.closed:
+                return False
+            self._in_use.discard(connection)
+            del held[self._node]
+            self._idle.append(connection)
+            self._changed.notify()
+            return True
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is no more."""
+        with self._lock:
+            self._in_use.discard(connection)
+            self._changed.notify()
+
+    def drain(self) -> list[Connection]:
+        """Close the pool; the idle connections are the caller's to close."""
+        with self._lock:
+            self.closed = True
+            idle, self._idle = self._idle, []
+            self._changed.notify_all()
+            return idle
+
+
+class BlockingDriver:
+    """Shared by all threads of a client."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self.reset()
+
+    def reset(self) -> None:
+        """Start with no connections: at the beginning, and in a forked child, which must leave its parent's alone."""
+        self._most = self._books.settings.max_connections
+        self._pools: dict[str, Pool] = {}
+        self._lock = threading.Lock()  # guards the making of pools
+        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self.closed = False
+
+    def abandon(self) -> None:
+        """Close this process's copies of the sockets, saying nothing to the nodes.  For a forked child."""
+        for connection in list(self.connections):
+            connection.close()
+        self.reset()
+
+    def close(self) -> None:
+        with self._lock:
+            self.closed = True
+            pools = list(self._pools.values())
+        for pool in pools:
+            for connection in pool.drain():
+                connection.close()
+
+    def pool(self, node: str) -> Pool:
+        with self._lock:
+            if self.closed:
+                raise ClientClosed("the client was closed")
+            pool = self._pools.get(node)
+            if pool is None:
+                pool = self._pools[node] = Pool(node, self._most)
+            return pool
+
+    def give(self, held: Held, connection: Connection) -> bool:
+        """See `Pool.give`."""
+        pool = self._pools.get(connection.node)  # none in a child that was forked meanwhile
+        return pool is not None and pool.give(held, connection)
+
+    def forget(self, connection: Connection) -> None:
+        """See `Pool.forget`."""
+        pool = self._pools.get(connection.node)
+        if pool is not None:
+            pool.forget(connection)
+
+    def run(self, operation: Op[T], deadline: float, timeout: float) -> T:
+        """Run `operation`, whose whole time is `timeout` seconds, until `deadline` on the monotonic clock."""
+        leases = Leases(self, self._books, deadline)
+        try:
+            return self._drive(operation, leases, deadline, timeout)
+        except BaseException:
+            leases.close()  # what was not given back before
+            raise
+
+    def _drive(self, operation: Op[T], leases: Leases, deadline: float, timeout: float) -> T:
+        try:
+            while True:
+                effect = next(operation)
+                if isinstance(effect, Round):
+                    self._round(effect, leases, deadline, timeout)
+                elif isinstance(effect, Detached):
+                    for call in effect.calls:
+                        if self._books.keep_away(call) is None:
+                            leases.send(call, None)
+                else:
+                    time.sleep(max(0.0, min(effect.seconds, deadline - time.monotonic())))
+        except StopIteration as stop:
+            leases.ask_for_news()
+            leases.give_back(timeout * PATIENCE)
+            result: T = stop.value
+            return result
+        except (DcacheError, ValueError, TypeError):
+            leases.give_back(0.0)
+            raise
+
+    def _round(self, round_: Round, leases: Leases, deadline: float, timeout: float) -> None:
+        execution = Execution(round_, self._books, leases.send, _nothing)
+        execution.start()
+        patience = timeout * PATIENCE
+        late = time.monotonic() + patience
+        while not round_.over():
+            if not round_.pending:  # what had sufficed has broken off since: ask others at once
+                execution.late()
+                continue
+            now = time.monotonic()
+            leases.wait(max(0.0, min(deadline, late) - now))
+            if round_.over():
+                break
+            now = time.monotonic()
+            if now >= deadline:
+                leases.give_up(call.node for call in round_.pending)
+                execution.expire()
+                break
+            if now >= late:
+                late = now + patience
+                execution.late()
+        execution.close()
+        if round_.failures and time.monotonic() >= deadline:
+            round_.expired = True  # calls that fail at once never meet the deadline, and who tries again must
+
+
+def _nothing() -> None:
+    """The blocking driver looks for itself whether a round is over."""
+
+
+class Leases:
+    """The connections of one operation, by node, until it ends."""
+
+    def __init__(self, driver: BlockingDriver, books: Books, deadline: float) -> None:
+        self._driver, self._books, self._deadline = driver, books, deadline
+        self._held: Held = {}
+
+    def send(self, call: Call, waiter: Waiter | None) -> None:
+        """Send `call`, or tell its waiter why not."""
+        try:
+            connection = self._lease(call.node)
+        except (OSError, DcacheError) as error:
+            if waiter is not None:
+                waiter.failed(call, error, False)
+            return
+        connection.channel.request(call, waiter, time.monotonic())
+        try:
+            connection.flush()
+        except OSError as error:
+            self._lost(connection, error)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something happened at any connection, at most so long, and deal with all that happened."""
+        connections = list(self._held.values())
+        now = time.monotonic()
+        for connection in connections:
+            if not connection.channel.ready:
+                seconds = min(seconds, max(0.0, connection.deadline - now))
+        for connection, readable, writable in ready(connections, seconds):
+            try:
+                if writable:
+                    connection.writable()
+                if readable:
+                    connection.readable()
+                connection.flush()
+            except (OSError, DcacheError) as error:
+                self._lost(connection, error)
+        now = time.monotonic()
+        for connection in connections:
+            if not connection.channel.ready and connection.channel.alive and now >= connection.deadline:
+                self._lost(connection, TimeoutError("no connection within connect_timeout"))
+
+    def give_up(self, nodes: Iterable[str]) -> None:
+        """These nodes did not answer in time: their connections are closed."""
+        for node in nodes:
+            if node in self._held:
+                self._discard(self._held[node])
+
+    def ask_for_news(self) -> None:
+        """Now and then, have some node say whether the table has changed; its answer is read in passing."""
+        topology = self._books.topology
+        if self._held and topology.table is not None and topology.due(time.monotonic()):
+            node = next(iter(self._held))
+            self.send(Call(node, "exchange", (topology.table.digest,)), TableWaiter(topology))
+
+    def give_back(self, grace: float) -> None:
+        """Return what is fit for further use.  Frames not yet sent whole get `grace` seconds: closing the connection of
+        the owner that was not waited for would cost it the write."""
+        until = time.monotonic() + grace
+        while any(connection.wants_to_write() for connection in self._held.values()):
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            self.wait(left)
+        now = time.monotonic()
+        for connection in list(self._held.values()):
+            fit = not connection.wants_to_write() and connection.channel.ready
+            connection.fresh, connection.used = False, now
+            if not (fit and self._driver.give(self._held, connection)):
+                self._discard(connection)
+
+    def close(self) -> None:
+        """Something unforeseen came in between: no connection is trusted any more."""
+        for connection in list(self._held.values()):
+            self._discard(connection)
+
+    def _lease(self, node: str) -> Connection:
+        connection = self._held.get(node)
+        if connection is not None:
+            return connection
+        wait = None if self._held else max(0.0, self._deadline - time.monotonic())
+        connection = self._driver.pool(node).take(self._held, wait)
+        if connection.opened and not self._usable(connection):
+            connection.close()
+        if not connection.opened:
+            self._open(connection)
+        return connection
+
+    def _usable(self, connection: Connection) -> bool:
+        """Read what came for earlier operations; a node that has owed an answer for long is in trouble."""
+        now = time.monotonic()
+        since = connection.channel.waiting_since()
+        if since is None and now - connection.used < 1.0:
+            return True
+        try:
+            connection.readable()
+        except (OSError, DcacheError):
+            return False
+        since = connection.channel.waiting_since()
+        if since is not None and now - since > self._books.settings.stall:
+            self._books.failed(connection.node, TimeoutError(f"no answer for {now - since:.1f} s"))
+            return False
+        return True
+
+    def _open(self, connection: Connection) -> None:
+        settings, topology, node = self._books.settings, self._books.topology, connection.node
+        try:
+            host, port = topology.address(node)
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            channel = Channel(self._books.handshake(node), topology.offer)
+            self._driver.connections.add(connection)
+            connection.open(addresses, channel, time.monotonic() + settings.connect_timeout)
+        except BaseException:
+            self._discard(connection)
+            raise
+
+    def _lost(self, connection: Connection, error: Exception) -> None:
+        """A connection broke.  One that had been idle may have been closed for that, so its calls get a new one."""
+        stale = not connection.fresh and isinstance(error, OSError)
+        for call, waiter, sent in self._discard(connection):
+            if stale and isinstance(waiter, Execution) and not waiter.closed:
+                self.send(call, waiter)
+            else:
+                waiter.failed(call, error, sent)
+
+    def _discard(self, connection: Connection) -> list[Unanswered]:
+        unanswered = connection.close()
+        self._driver.forget(connection)
+        self._driver.connections.discard(connection)
+        self._held.pop(connection.node, None)
+        return unanswered
+
+
+def ready(connections: Sequence[Connection], seconds: float) -> list[tuple[Connection, bool, bool]]:
+    """Those with something to read, or room to write what waits to be written, within `seconds`."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        by_fd = {connection.sock.fileno(): connection for connection in connections}
+        for fd, connection in by_fd.items():
+            poll.register(fd, select.POLLIN | (select.POLLOUT if connection.wants_to_write() else 0))
+        return [
+            (by_fd[fd], bool(event & ~select.POLLOUT), bool(event & select.POLLOUT))
+            for fd, event in poll.poll(math.ceil(seconds * 1000))
+        ]
+    by_socket = {connection.sock: connection for connection in connections}
+    writing = [connection.sock for connection in connections if connection.wants_to_write()]
+    if not by_socket:
+        time.sleep(seconds)
+        return []
+    readable, writable, broken = select.select(
+        by_socket, writing, writing, seconds
+    )  # Windows tells failed connects last
+    touched = dict.fromkeys((*readable, *writable, *broken))
+    return [(by_socket[sock], sock in readable, sock in writable or sock in broken) for sock in touched]

@@ -1,0 +1,180 @@
+"""One connection's side of the protocol, without the connection: handshake, message ids, who waits for which reply.
+
+Bytes go in by `receive`, bytes to be sent come out of `take`.  Every reply goes to the waiter of its id; one that
+nobody waits for any more is dropped, so whatever happens to a caller (cancelled, timed out, interrupted), no other
+caller sees its reply.  Nothing but `hello` is sent before `hello` is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import attrs
+
+from dcache.errors import ClockSkew, ClusterMismatch, NodeError, ProtocolError
+from dcache.ops.effects import Call, Link
+from dcache.wire import FRAME_CEILING, PROTOCOL, REPLY, REQUEST, Decoder, Limits, encode_request
+
+HELLO_ID = 0
+_LIMITS = tuple(field.name for field in attrs.fields(Limits))
+CLIENT_SKEW_MS = 30_000
+
+
+class Waiter(Protocol):
+    """Who is told of a reply or failure."""
+
+    def replied(self, call: Call, result: Any, link: Link) -> None: ...
+
+    def failed(self, call: Call, error: Exception, sent: bool) -> None: ...
+
+
+class ForeignCluster(ClusterMismatch):
+    """The node named another cluster than expected."""
+
+    def __init__(self, node: str, expected: str, cluster_id: str) -> None:
+        super().__init__(f"node {node} belongs to cluster {cluster_id}, this client to {expected}")
+        self.cluster_id = cluster_id
+
+
+@attrs.frozen
+class Handshake:
+    """What is said and expected in `hello`.
+
+    `node` and `cluster_id` are None where anyone will do; `wall` gives milliseconds since 1970; `skew` is how many of
+    them the clocks may differ, None for any.
+    """
+
+    wall: Callable[[], int]
+    node: str | None = None
+    cluster_id: str | None = None
+    skew: int | None = CLIENT_SKEW_MS
+    push: bool = True
+
+    def params(self) -> tuple[Any, ...]:
+        return PROTOCOL, self.cluster_id, self.push
+
+    def check(self, result: Any, sent: int) -> Limits:
+        """The node's limits, if its answer is as expected."""
+        try:
+            protocol, node, time = result["protocol"], result["node"], result["time"]
+            cluster_id, told = result["cluster"], result["limits"]
+            limits = Limits(**{name: told[name] for name in _LIMITS if name in told})
+        except (TypeError, KeyError) as error:
+            raise ProtocolError(f"the answer to hello lacks something: {error}") from error
+        if protocol != PROTOCOL:
+            raise ProtocolError(f"node {node} speaks protocol {protocol}, this is {PROTOCOL}: upgrade the older one")
+        if self.cluster_id is not None and cluster_id and cluster_id != self.cluster_id:
+            raise ForeignCluster(node, self.cluster_id, cluster_id)
+        if self.node is not None and node != self.node:
+            raise ClusterMismatch(f"the node at this address is called {node}, not {self.node}")
+        if self.skew is not None and not sent - self.skew <= time <= self.wall() + self.skew:
+            raise ClockSkew(
+                f"the clock of node {node} and this machine's differ by {(time - sent) / 1000:+.0f} s, "
+                f"more than {self.skew / 1000:.0f} s: set the clock that is wrong (NTP)"
+            )
+        return limits
+
+
+class _Waiting(NamedTuple):
+    call: Call
+    waiter: Waiter | None
+    since: float
+
+
+class Unanswered(NamedTuple):
+    """A call whose connection ended before its reply came."""
+
+    call: Call
+    waiter: Waiter
+    sent: bool
+
+
+class Channel:
+    """See the module.  It is the `Link` of every reply that came through it."""
+
+    def __init__(self, handshake: Handshake, on_table: Callable[[Any], None]) -> None:
+        self.alive = True
+        self.ready = False
+        self.limits = Limits()
+        self._handshake, self._on_table = handshake, on_table
+        self._greeted = handshake.wall()
+        self._decoder = Decoder(self.limits.max_frame, self.limits.max_batch)
+        self._out: list[bytes] = [encode_request(HELLO_ID, "hello", handshake.params())]
+        self._held: list[bytes] = []  # requests that wait for the answer to hello
+        self._waiting: dict[int, _Waiting] = {}
+        self._next_id = HELLO_ID + 1
+
+    def request(self, call: Call, waiter: Waiter | None, now: float) -> None:
+        """Queue a call; with no waiter its reply will be dropped."""
+        message_id = self._next_id
+        self._next_id = message_id + 1 if message_id < 0xFFFFFFFF else HELLO_ID + 1
+        frame = encode_request(message_id, call.method, call.params)
+        self._waiting[message_id] = _Waiting(call, waiter, now)
+        (self._out if self.ready else self._held).append(frame)
+
+    def take(self) -> bytes:
+        """What is to be sent now."""
+        out = self._out
+        if not out:
+            return b""
+        self._out = []
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def waiting_since(self) -> float | None:
+        """When the oldest request without a reply was made."""
+        for waiting in self._waiting.values():
+            return waiting.since
+        return None
+
+    def receive(self, data: bytes) -> None:
+        """Take in bytes.  `DcacheError` if the connection is of no use (any more): then `close` it."""
+        decoder = self._decoder
+        decoder.feed(data)
+        for message in decoder.messages():
+            if message[0] == REPLY:
+                if self.ready:
+                    self._reply(*message[1:])
+                else:
+                    self._welcome(*message[1:])
+            elif message[0] == REQUEST:
+                raise ProtocolError("a node does not make requests to its clients")
+            elif message[1] == "table" and message[2]:
+                self._on_table(message[2][0])
+        if self._decoder is not decoder:  # hello widened the limits: go on with what came after it
+            self.receive(b"")
+
+    def close(self) -> list[Unanswered]:
+        """The connection is gone.  Returns the calls that somebody still waits for, and whether they were sent."""
+        self.alive = False
+        waiting, self._waiting = self._waiting, {}
+        return [
+            Unanswered(entry.call, entry.waiter, self.ready) for entry in waiting.values() if entry.waiter is not None
+        ]
+
+    def _reply(self, message_id: int | None, error: tuple[Any, ...] | None, result: Any) -> None:
+        if message_id is None:
+            assert error is not None
+            raise ProtocolError(f"the node could not read what was sent: {error[1]} ({error[2]})")
+        entry = self._waiting.pop(message_id, None)
+        if entry is None:
+            raise ProtocolError(f"a reply to message {message_id}, which was not sent or was answered before")
+        if entry.waiter is None:
+            return
+        if error is None:
+            entry.waiter.replied(entry.call, result, self)
+        else:
+            entry.waiter.failed(entry.call, NodeError(*error), True)
+
+    def _welcome(self, message_id: int | None, error: tuple[Any, ...] | None, result: Any) -> None:
+        if message_id != HELLO_ID:
+            raise ProtocolError("the node answered something else before hello")
+        if error is not None:
+            raise NodeError(*error)
+        limits = self._handshake.check(result, self._greeted)
+        if limits.max_frame > self.limits.max_frame:
+            self._decoder = self._decoder.widened(min(limits.max_frame, FRAME_CEILING), self.limits.max_batch)
+        self.limits = limits
+        self.ready = True
+        self._out += self._held
+        self._held = []

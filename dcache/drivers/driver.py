@@ -1,0 +1,149 @@
+"""What both drivers do alike: run a round against channels, keep the books of who is in trouble.
+
+A driver brings `send`, which gets a call to its node or fails it, and a way of waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from dcache.drivers.channel import ForeignCluster, Handshake, Waiter
+from dcache.errors import NodeError
+from dcache.ops.backoff import Backoff
+from dcache.ops.effects import Call, Link, Round
+from dcache.ops.topology import Topology
+from dcache.wire import Code
+
+PATIENCE = 0.25
+"""The part of an operation's time after which a slow node is raced with another."""
+
+ABOUT_NODES = frozenset({"table", "ping", "stats", "ready"})
+"""Calls that ask after the node itself: they are made even to nodes that are being left alone."""
+
+
+@attrs.frozen
+class Settings:
+    """Of a driver.  Times in seconds; `wall` in milliseconds since 1970, `monotonic` in seconds."""
+
+    monotonic: Callable[[], float]
+    wall: Callable[[], int]
+    connect_timeout: float = 0.2
+    max_connections: int = 64
+    """Per node, for the blocking driver."""
+    stall: float = 2.0
+    """A connection that has not answered for so long is closed."""
+    skew: int | None = 30_000
+    push: bool = True
+
+
+class Books:
+    """Where both drivers note what they see of nodes."""
+
+    def __init__(self, topology: Topology, backoff: Backoff, settings: Settings) -> None:
+        self.topology, self.backoff, self.settings = topology, backoff, settings
+
+    def handshake(self, node: str) -> Handshake:
+        name = node if self.topology.is_member(node) else None
+        settings = self.settings
+        return Handshake(settings.wall, name, self.topology.cluster_id(), settings.skew, settings.push)
+
+    def keep_away(self, call: Call) -> str | None:
+        """Why a call is not to be made now, if it is not."""
+        if call.method in ABOUT_NODES:
+            return None
+        return self.backoff.allows(call.node, self.settings.monotonic())
+
+    def answered(self, node: str) -> None:
+        self.backoff.answered(node)
+
+    def failed(self, node: str, error: Exception) -> None:
+        """A call to `node` brought an error instead of a result."""
+        if isinstance(error, NodeError):
+            self.backoff.answered(node)
+            if error.code == Code.WRONG_RING:
+                self.topology.offer(error.detail)
+            return
+        if isinstance(error, ForeignCluster) and self.topology.foreign(node, error.cluster_id):
+            self.backoff.reset()  # what is known of the nodes is known of the old cluster's
+            return
+        now = self.settings.monotonic()
+        if not self.backoff.resting(node, now):  # else the calls on one broken connection would count one by one
+            self.backoff.failed(node, str(error) or type(error).__name__, now)
+
+
+class Execution(Waiter):
+    """One round on its way.  `send(call, waiter)` is the driver's; `on_over` is called once there is enough, or nothing
+    left to wait for."""
+
+    def __init__(self, round_: Round, books: Books, send: Callable[[Call, Waiter], None], on_over: Callable[[], None]):
+        self.round, self._books, self._send, self._on_over = round_, books, send, on_over
+        self.closed = False
+
+    def start(self) -> None:
+        self._send_all(self.round.begin())
+
+    def replied(self, call: Call, result: Any, link: Link) -> None:
+        self._books.answered(call.node)
+        if not self.closed:
+            self._send_all(self.round.replied(call, result, link))
+
+    def failed(self, call: Call, error: Exception, sent: bool) -> None:
+        self._books.failed(call.node, error)
+        if not self.closed:
+            self._send_all(self.round.failed(call, error, sent))
+
+    def late(self) -> None:
+        """Another quarter of the time is gone."""
+        now = self._books.settings.monotonic()
+        for call in self.round.pending:
+            self._books.backoff.slow(call.node, now)
+        self._send_all(self.round.late())
+
+    def expire(self) -> None:
+        """The deadline came."""
+        for call in list(self.round.pending):
+            self._books.failed(call.node, TimeoutError("no answer in time"))
+        self.round.expire()
+        self.close()
+        self._on_over()
+
+    def close(self) -> None:
+        """Nobody waits any more; replies that still come are dropped."""
+        self.closed = True
+
+    def _send_all(self, calls: Sequence[Call]) -> None:
+        """Send what may be sent, unless too few nodes are left for that to be of use: a write that cannot succeed had
+        better not be made at all than in part."""
+        fit: list[Call] = []
+        queue = list(calls)
+        for call in queue:
+            away = self._books.keep_away(call)
+            if away is None:
+                fit.append(call)
+            else:
+                queue.extend(self.round.failed(call, ConnectionError(away), False))
+        if fit and self.round.over():
+            for call in fit:
+                fit.extend(self.round.failed(call, ConnectionError("not asked, for too few others can be"), False))
+        else:
+            for call in fit:
+                self._send(call, self)
+        if self.round.over():
+            self._on_over()
+
+
+class TableWaiter(Waiter):
+    """Takes in the table that a node was asked for on the side."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+
+    def replied(self, call: Call, result: Any, link: Link) -> None:
+        if result is not None:
+            self._topology.offer(result)
+
+    def failed(self, call: Call, error: Exception, sent: bool) -> None:
+        """No news; there will be another time."""
