@@ -1,0 +1,409 @@
+"""What an agent decides: whom it votes for, which tables it takes, what it answers to other nodes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import attrs
+import pytest
+
+from dcache.agent.agent import Agent, CannotJoin, Terms, member_to_wire
+from dcache.errors import ClusterMismatch
+from dcache.membership import Health, Member, MemberTable
+from dcache.node.service import Refusal
+from dcache.record import make_version
+from dcache.wire import Code, Decoder, encode_reply
+
+STAMP = make_version(1, 0, 1)
+TERMS = Terms(replicas=3, vnodes=10, expect=3)
+
+
+def row(name: str, boot: int = 1) -> Member:
+    """The row of a node in its `boot`th life."""
+    return Member(name, f"{name}:7400", boot_id=f"{name}{boot}", incarnation=boot)
+
+
+@attrs.define(eq=False)
+class Seat:
+    """An agent and what it told those above it."""
+
+    agent: Agent
+    published: list[MemberTable]
+    completed: list[bool]
+
+
+def seat(name: str, *others: str, boot: int = 1, terms: Terms = TERMS) -> Seat:
+    """An agent that has heard of `others`, each in its first life."""
+    published: list[MemberTable] = []
+    completed: list[bool] = []
+    agent = Agent(row(name, boot), terms, published.append, lambda: completed.append(True))
+    for other in others:
+        agent.heard(row(other), terms)
+    return Seat(agent, published, completed)
+
+
+def ballot(*names: str, **boots: int) -> list[tuple[str, str]]:
+    return [(name, f"{name}{boots.get(name, 1)}") for name in names]
+
+
+def over_the_wire(data: Any) -> Any:
+    """What the other side reads: tuples, and an `IntEnum` is only a number."""
+    decoder = Decoder(1 << 20, 1024)
+    decoder.feed(encode_reply(1, data))
+    (message,) = decoder.messages()
+    return message[3]
+
+
+def table_of(*names: str, terms: Terms = TERMS, cluster_id: str = "cluster-1") -> MemberTable:
+    """The table of a cluster that the first of `names` founded with the others."""
+    return seat(names[0], *names[1:], terms=terms).agent.found(cluster_id, STAMP)
+
+
+def refusal(agent: Agent, method: str, *params: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        agent.methods()[method](*params)
+    return caught.value
+
+
+# Who may found
+
+
+def test_the_node_with_the_smallest_name_founds_once_all_are_there() -> None:
+    assert not seat("a", "b").agent.may_found()
+    assert seat("a", "b", "c").agent.may_found()
+    assert not seat("b", "a", "c").agent.may_found()
+
+
+def test_a_node_too_many_founds_nothing() -> None:
+    assert not seat("a", "b", "c", "d").agent.may_found()
+
+
+def test_a_ballot_is_the_same_whoever_writes_it() -> None:
+    assert seat("a", "c", "b").agent.ballot() == seat("c", "b", "a").agent.ballot() == tuple(ballot("a", "b", "c"))
+
+
+def test_nodes_with_other_terms_are_not_counted(caplog: pytest.LogCaptureFixture) -> None:
+    agent = seat("a").agent
+    agent.heard(row("b"), attrs.evolve(TERMS, replicas=2))
+    assert not agent.candidates
+    assert "node b has other settings" in caplog.text
+
+
+def test_another_node_of_this_ones_name_is_not_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    agent = seat("a").agent
+    agent.heard(row("a", boot=2), TERMS)
+    assert not agent.candidates
+    assert "another node is called a too, at a:7400" in caplog.text
+
+
+def test_a_node_that_meets_itself_says_nothing_and_knows_the_address_for_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agent = seat("a").agent
+    agent.heard(row("a"), TERMS, at="localhost:7400")
+    assert not agent.candidates
+    assert agent.own_addresses == {"a:7400", "localhost:7400"}
+    assert not caplog.records
+
+
+def test_a_node_that_stops_answering_where_it_was_found_is_no_candidate_any_more() -> None:
+    agent = seat("a").agent
+    agent.heard(row("b"), TERMS, at="b:7400")
+    agent.gone("c:7400")
+    assert list(agent.candidates) == ["b"]
+    agent.gone("b:7400")
+    assert not agent.candidates
+
+
+def test_an_old_introduction_does_not_displace_a_later_start() -> None:
+    """A message may be under way for longer than a process takes to start again."""
+    agent = seat("a").agent
+    agent.heard(row("b", boot=2), TERMS)
+    agent.heard(row("b", boot=1), TERMS)
+    assert agent.candidates["b"].boot_id == "b2"
+
+
+def test_who_answers_now_is_who_is_there_whatever_its_clock_said() -> None:
+    """Incarnations start from the wall clock, which may have been set back between two starts."""
+    agent = seat("a").agent
+    agent.heard(row("b", boot=2), TERMS)
+    agent.heard(row("b", boot=1), TERMS, at="b:7400")
+    assert agent.candidates["b"].boot_id == "b1"
+
+
+# Votes
+
+
+def test_a_node_votes_for_the_founder_of_the_nodes_it_knows() -> None:
+    assert seat("b", "a", "c").agent.vote(ballot("a", "b", "c")) is True
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param(ballot("a", "b"), id="one less"),
+        pytest.param(ballot("a", "b", "c", "d"), id="one more"),
+        pytest.param(ballot("a", "b", "d"), id="another"),
+        pytest.param(ballot("a", "b", "c", c=2), id="one in another life"),
+        pytest.param([], id="nobody"),
+    ],
+)
+def test_a_node_does_not_vote_for_another_set_of_nodes_than_it_knows(wanted: list[tuple[str, str]]) -> None:
+    assert seat("b", "a", "c").agent.vote(wanted) is False
+
+
+def test_a_vote_may_be_given_again() -> None:
+    """The answer may have been lost."""
+    agent = seat("b", "a", "c").agent
+    assert [agent.vote(ballot("a", "b", "c")) for _ in range(3)] == [True] * 3
+
+
+def test_a_vote_is_for_one_founder_only(caplog: pytest.LogCaptureFixture) -> None:
+    """The first founder may have founded by now; a second must not."""
+    agent = seat("c", "a", "b").agent
+    assert agent.vote(ballot("a", "b", "c"))
+    agent.candidates.pop("a")
+    agent.heard(row("d"), TERMS)
+    assert not agent.vote(ballot("b", "c", "d"))
+    assert "not voting for b: this node voted for a before" in caplog.text
+
+
+def test_a_founder_that_started_anew_gets_the_vote_again() -> None:
+    """Whatever it founded in its earlier life died with it, or has members that will not vote."""
+    agent = seat("b", "a", "c").agent
+    assert agent.vote(ballot("a", "b", "c"))
+    agent.heard(row("a", boot=2), TERMS)
+    assert agent.vote(ballot("a", "b", "c", a=2))
+    assert not agent.vote(ballot("a", "b", "c"))
+
+
+def test_the_same_founder_gets_the_vote_for_another_set() -> None:
+    """It founds once in its life, so it cannot use both."""
+    agent = seat("b", "a", "c").agent
+    assert agent.vote(ballot("a", "b", "c"))
+    agent.heard(row("c", boot=2), TERMS)
+    assert agent.vote(ballot("a", "b", "c", c=2))
+
+
+def test_a_member_votes_for_nobody() -> None:
+    agent = seat("a", "b", "c").agent
+    agent.found("cluster-1", STAMP)
+    assert not agent.vote(ballot("a", "b", "c"))
+
+
+# Founding
+
+
+def test_the_founder_is_a_complete_member_of_what_it_founds() -> None:
+    founder = seat("a", "b", "c")
+    table = founder.agent.found("cluster-1", STAMP)
+    assert founder.agent.table is table
+    assert founder.published == [table]
+    assert founder.completed == [True]
+
+
+def test_a_founded_cluster_has_the_terms_and_the_nodes_that_were_there() -> None:
+    table = table_of("a", "b", "c")
+    assert attrs.astuple(table.settings) == ("cluster-1", 3, 10, 0)
+    assert table.members == {name: row(name) for name in "abc"}
+    assert [node.name for node in table.ring_state.members] == ["a", "b", "c"]
+    assert table.ring_state.version == STAMP
+
+
+# Taking a table
+
+
+def test_who_is_founded_with_in_this_life_knows_all_of_its_slots() -> None:
+    one = seat("b", "a", "c")
+    one.agent.adopt(table_of("a", "b", "c"))
+    assert one.completed == [True]
+    assert one.published == [table_of("a", "b", "c")]
+
+
+def test_who_comes_in_a_later_life_is_a_member_that_lost_its_memory(caplog: pytest.LogCaptureFixture) -> None:
+    one = seat("b", boot=2)
+    one.agent.adopt(table_of("a", "b", "c"))
+    assert one.completed == []
+    assert "member of cluster cluster-1 that lost its memory" in caplog.text
+
+
+def test_a_later_life_stays_incomplete_whatever_tables_come() -> None:
+    """Its own row, with its own boot id, comes back to it from the others."""
+    one = seat("b", boot=2)
+    one.agent.adopt(table_of("a", "b", "c"))
+    assert one.agent.table is not None
+    one.agent.adopt(one.agent.table)
+    one.agent.adopt(table_of("a", "b", "c"))
+    assert one.completed == []
+
+
+def test_a_later_life_puts_its_own_row_into_the_table() -> None:
+    one = seat("b", boot=2)
+    one.agent.adopt(table_of("a", "b", "c"))
+    assert one.agent.table is not None
+    assert one.agent.table.members["b"] == row("b", boot=2)
+
+
+def test_a_later_life_whose_clock_went_back_still_gets_its_row_into_the_table() -> None:
+    """It raises its incarnation above what is said of it."""
+    earlier = attrs.evolve(row("b"), incarnation=1000)
+    founder = seat("a", "c").agent
+    founder.heard(earlier, TERMS)
+    table = founder.found("cluster-1", STAMP)
+    one = seat("b", boot=2)
+    one.agent.adopt(table)
+    assert one.agent.table is not None
+    assert one.agent.table.members["b"] == attrs.evolve(row("b", boot=2), incarnation=1001)
+    assert one.agent.me.incarnation == 1001
+    assert table.merge(one.agent.table).members["b"].boot_id == "b2"
+
+
+def test_a_node_that_is_called_down_says_that_it_is_not() -> None:
+    one = seat("b", "a", "c")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    one.agent.adopt(table.with_member(attrs.evolve(row("b"), health=Health.DOWN)))
+    assert one.agent.me == attrs.evolve(row("b"), incarnation=2)
+    assert one.published[-1].members["b"] == one.agent.me
+
+
+def test_news_is_merged_and_published_once() -> None:
+    one = seat("b", "a", "c")
+    table = table_of("a", "b", "c")
+    news = table.with_member(row("c", boot=2))
+    for heard in (table, table, news, table, news):
+        one.agent.adopt(heard)
+    assert one.published == [table, news]
+
+
+def test_a_table_of_another_cluster_changes_nothing() -> None:
+    one = seat("b", "a", "c")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    with pytest.raises(ClusterMismatch, match="cluster_id"):
+        one.agent.adopt(table_of("a", "b", "c", cluster_id="cluster-2"))
+    assert one.agent.table == table
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"replicas": 2}, "has replicas 3, this node was started with 2"),
+        ({"vnodes": 11}, "has vnodes 10, this node was started with 11"),
+        ({"ring_seed": 5}, "has ring_seed 0, this node was started with 5"),
+    ],
+)
+def test_a_node_with_other_settings_than_the_cluster_cannot_join(changed: dict[str, int], says: str) -> None:
+    one = seat("b", terms=attrs.evolve(TERMS, **changed))
+    with pytest.raises(CannotJoin, match=says):
+        one.agent.adopt(table_of("a", "b", "c"))
+    assert one.agent.table is None
+    assert isinstance(one.agent.trouble, CannotJoin)
+    assert one.published == []
+
+
+def test_a_node_that_is_not_on_the_ring_cannot_join() -> None:
+    one = seat("z")
+    with pytest.raises(CannotJoin, match=r"no member called z: nodes cannot yet join .* together with --expect"):
+        one.agent.adopt(table_of("a", "b", "c"))
+    assert one.agent.table is None
+
+
+# Being asked
+
+
+def test_who_asks_for_an_exchange_gets_the_table_only_if_it_holds_another() -> None:
+    one = seat("b", "a", "c")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    assert one.agent.exchange(table.digest) is None
+    assert MemberTable.from_wire(over_the_wire(one.agent.exchange(b"other"))) == table
+
+
+def test_a_node_without_a_cluster_has_nothing_to_exchange() -> None:
+    assert refusal(seat("b").agent, "exchange", b"").code == Code.NOT_READY
+
+
+def test_an_introduction_is_answered_with_ones_own_and_remembered() -> None:
+    agent = seat("a").agent
+    answer = agent.candidate(*over_the_wire((member_to_wire(row("b")), attrs.astuple(TERMS))))
+    assert answer == (member_to_wire(row("a")), attrs.astuple(TERMS), None)
+    assert agent.candidates == {"b": row("b")}
+
+
+def test_a_member_answers_an_introduction_with_its_table() -> None:
+    agent = seat("a", "b", "c").agent
+    table = agent.found("cluster-1", STAMP)
+    answer = agent.candidate(member_to_wire(row("b", boot=2)), attrs.astuple(TERMS))
+    assert MemberTable.from_wire(over_the_wire(answer[2])) == table
+    assert agent.candidates["b"] == row("b")
+
+
+@pytest.mark.parametrize(
+    ("who", "terms"),
+    [
+        pytest.param((b"b", "b:1", "", 1.0, "b1", 1, 0), (3, 10, 0, 3), id="a name in bytes"),
+        pytest.param(("b", "b:1", "", 1.0, 1, 1, 0), (3, 10, 0, 3), id="a boot id that is a number"),
+        pytest.param(("b", "b:1", "", 1.0, "b1", "1", 0), (3, 10, 0, 3), id="an incarnation in letters"),
+        pytest.param(("b", "b:1", "", 1e12, "b1", 1, 0), (3, 10, 0, 3), id="an absurd weight"),
+        pytest.param(("b", "b", "", 1.0, "b1", 1, 0), (3, 10, 0, 3), id="an address without a port"),
+        pytest.param(("b",), (3, 10, 0, 3), id="no whole row"),
+        pytest.param(None, (3, 10, 0, 3), id="no row"),
+        pytest.param(("b", "b:1", "", 1.0, "b1", 1, 0), (3, 10, 0, 3, 9), id="too many terms"),
+        pytest.param(("b", "b:1", "", 1.0, "b1", 1, 0), (3, "10", 0, 3), id="terms in letters"),
+    ],
+)
+def test_an_introduction_that_makes_no_sense_leaves_no_trace(who: Any, terms: Any) -> None:
+    """The service answers `TypeError` and `ValueError` with "bad request"."""
+    agent = seat("a").agent
+    with pytest.raises((TypeError, ValueError)):
+        agent.candidate(who, terms)
+    assert not agent.candidates
+
+
+def test_an_offer_of_the_founder_one_voted_for_is_taken() -> None:
+    one = seat("b", "a", "c")
+    one.agent.vote(ballot("a", "b", "c"))
+    one.agent.offer(over_the_wire(table_of("a", "b", "c").to_wire()))
+    assert one.agent.table == table_of("a", "b", "c")
+    assert one.completed == [True]
+
+
+def test_an_offer_of_anybody_else_is_not_taken_before_there_is_a_cluster() -> None:
+    """The founder died after its offer left, and has the vote again in its next life: two clusters would come of it."""
+    one = seat("b", "a", "c")
+    offered = table_of("a", "b", "c").to_wire()
+    assert refusal(one.agent, "offer", offered).code == Code.CLUSTER_MISMATCH
+    one.agent.heard(row("a", boot=2), TERMS)
+    assert one.agent.vote(ballot("a", "b", "c", a=2))
+    assert refusal(one.agent, "offer", offered).code == Code.CLUSTER_MISMATCH
+    assert one.agent.table is None
+    assert one.agent.trouble is None
+
+
+def test_a_member_takes_in_what_it_is_offered() -> None:
+    one = seat("b", "a", "c")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    news = table.with_member(row("c", boot=2))
+    one.agent.offer(over_the_wire(news.to_wire()))
+    assert one.agent.table == news
+
+
+def test_an_offer_of_another_cluster_is_refused() -> None:
+    one = seat("b", "a", "c")
+    one.agent.adopt(table_of("a", "b", "c"))
+    refused = refusal(one.agent, "offer", table_of("a", "b", "c", cluster_id="cluster-2").to_wire())
+    assert refused.code == Code.CLUSTER_MISMATCH
+    assert "cluster-2" in str(refused.detail)
+
+
+def test_an_offer_that_is_no_table_is_a_bad_request() -> None:
+    assert refusal(seat("b").agent, "offer", ("nonsense",)).code == Code.BAD_REQUEST
+
+
+def test_what_an_agent_answers_is_logged_under_its_own_name(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        seat("b", boot=2).agent.adopt(table_of("a", "b", "c"))
+    assert {record.name for record in caplog.records} == {"dcache.agent"}
