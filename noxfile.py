@@ -1,0 +1,166 @@
+"""The project's checks: `nox` runs them all, `nox -s NAME` one of them, `nox -l` lists them.
+
+Each session installs from pyproject.toml alone: the tools, pinned, from the `dev` extra, the supported Pythons from
+the classifiers, the lowest dependencies from their lower bounds.  Venvs are made by virtualenv and filled by pip, not
+by uv: pip reads the index and certificate settings that a machine already has, and uv would save seconds only.  Tests
+run serially: most of their time goes to real node processes, which xdist would make compete for the same cores.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10.14"
+nox.options.sessions = ["lint", "types", "tests", "compat", "build", "lowest"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False  # a Python that is missing shows as a skipped session
+nox.options.download_python = "never"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+SANS_IO = "dcache/ops/*,dcache/record.py,dcache/ring.py,dcache/membership.py,dcache/node/store.py"
+"""The files that decide and do no I/O: what they do must be reached by the tests branch by branch."""
+
+TALLY = Path(tempfile.gettempdir()) / f"dcache-tests-{os.getpid()}.jsonl"
+"""One line of counts per pytest run, written by tests/conftest.py."""
+
+
+def let_pyenv_show(versions: list[str]) -> None:
+    """Let nox find the Pythons that pyenv has installed, not only the active one.
+
+    For all others pyenv's shims stand on the path but do not start.
+    """
+    root = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    wanted = [version.split(".") for version in versions]
+    found = sorted(path.name for path in root.glob("versions/*") if path.name.split(".")[:2] in wanted)
+    if found:
+        os.environ.setdefault("PYENV_ROOT", str(root))
+        os.environ.setdefault("PYENV_VERSION", ":".join(found))
+
+
+let_pyenv_show(PYTHONS)
+
+
+@atexit.register
+def print_tally() -> None:
+    """Print the number of tests of all runs, after nox's own summary, so that it is the last line."""
+    if not TALLY.exists():
+        return
+    runs = [json.loads(line) for line in TALLY.read_text(encoding="utf-8").splitlines()]
+    TALLY.unlink()
+    sys.stderr.flush()
+    print(", ".join(f"{sum(run[what] for run in runs)} {what}" for what in ("passed", "failed", "skipped")), flush=True)
+
+
+def pinned(*names: str) -> list[str]:
+    """The `dev` extra's requirements of these names."""
+    extra = PROJECT["project"]["optional-dependencies"]["dev"]
+    by_name = {re.split(r"[=\[;<>! ]", line, maxsplit=1)[0]: line for line in extra}
+    return [by_name[name] for name in names]
+
+
+def lowest_requirements() -> list[str]:
+    """Every run-time requirement, of the extras too, at its lower bound."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    lines = [*PROJECT["project"]["dependencies"], *(line for name in extras if name != "dev" for line in extras[name])]
+    return [re.sub(r">=\s*", "==", line, count=1) for line in lines]
+
+
+def install_for_tests(session: nox.Session, *more: str) -> None:
+    """Install the package with every run-time extra, and what the tests need."""
+    tools = pinned("pytest", "pytest-timeout", "hypothesis", "coverage")
+    session.install("-e", ".[fast,cli,zstd]", *tools, *more)
+
+
+def pytest(session: nox.Session, *arguments: str, program: tuple[str, ...] = ("python",)) -> None:
+    """Run pytest by `program`, its counts going into the tally."""
+    TALLY.touch()  # so that a run that breaks down before it counts shows as a total all the same
+    session.run(*program, "-m", "pytest", *arguments, *session.posargs, env={"DCACHE_TEST_TALLY": str(TALLY)})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, likely mistakes, and the direction of the imports."""
+    session.install(*pinned("ruff", "import-linter"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", env={"PYTHONPATH": "."})
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict mypy on all that ships, and a second checker on code such as users write."""
+    install_for_tests(session, *pinned("mypy", "basedpyright", "nox", "sortedcontainers-stubs"))
+    session.run("mypy")
+    session.run("basedpyright")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test on one Python; what decides and does no I/O must be covered."""
+    install_for_tests(session)
+    session.run("coverage", "erase")
+    pytest(session, "-m", "not timing and not integration", program=("coverage", "run"))
+    pytest(session, "-m", "timing or integration")
+    session.run("coverage", "report", "--skip-covered")
+    session.run("coverage", "report", f"--include={SANS_IO}", "--show-missing", "--fail-under=95")
+
+
+@nox.session(python=[version for version in PYTHONS if version != THIS_PYTHON])
+def compat(session: nox.Session) -> None:
+    """The unit and contract tests on the other supported Pythons that are installed."""
+    install_for_tests(session)
+    pytest(session, "tests/unit", "tests/contract")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The wheel and the sdist, each in a clean environment without extras, must import and have a node to run."""
+    session.install(*pinned("build"))
+    work = Path(session.create_tmp()).resolve()
+    dist = work / "dist"
+    for old in dist.glob("*"):
+        old.unlink()
+    session.run("python", "-m", "build", "--outdir", str(dist), ".")
+    for pattern in ("*.whl", "*.tar.gz"):
+        (artifact,) = dist.glob(pattern)
+        check_artifact(session, artifact, work / "clean")
+
+
+def check_artifact(session: nox.Session, artifact: Path, clean: Path) -> None:
+    """Install `artifact` alone into a new venv at `clean` and use it from outside the source tree."""
+    session.run("python", "-m", "venv", "--clear", str(clean))
+    programs = clean / ("Scripts" if os.name == "nt" else "bin")
+    python = str(programs / "python")
+    session.run(python, "-m", "pip", "install", "--quiet", str(artifact), external=True)
+    with session.chdir(clean):
+        session.run(python, "-I", "-c", "from dcache import Client", external=True)
+        session.run(str(programs / "dcache-node"), "--help", external=True, silent=True)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """The unit tests on the lowest Python with the lowest version of every dependency."""
+    install_for_tests(session, *lowest_requirements())
+    pytest(session, "tests/unit")
+
+
+@nox.session
+def random(session: nox.Session) -> None:
+    """The property tests with other examples than always; a given seed (`-- --hypothesis-seed=N`) is used instead."""
+    install_for_tests(session)
+    seed = [] if any("--hypothesis-seed" in given for given in session.posargs) else [str(secrets.randbits(32))]
+    arguments = [f"--hypothesis-seed={number}" for number in seed]
+    session.warn(f"to run this again: nox -s random -- {' '.join([*arguments, *session.posargs])}")
+    pytest(session, "tests/unit", "--hypothesis-profile=random", *arguments)
