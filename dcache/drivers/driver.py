@@ -81,6 +81,7 @@ class Execution(Waiter):
     def __init__(self, round_: Round, books: Books, send: Callable[[Call, Waiter], None], on_over: Callable[[], None]):
         self.round, self._books, self._send, self._on_over = round_, books, send, on_over
         self.closed = False
+        self._since = books.settings.monotonic()
 
     def start(self) -> None:
         self._send_all(self.round.begin())
@@ -103,9 +104,14 @@ class Execution(Waiter):
         self._send_all(self.round.late())
 
     def expire(self) -> None:
-        """The deadline came."""
+        """The deadline came.  One that leaves no time to connect says nothing bad about the nodes."""
+        settings = self._books.settings
+        now = settings.monotonic()
         for call in list(self.round.pending):
-            self._books.failed(call.node, TimeoutError("no answer in time"))
+            if now - self._since < settings.connect_timeout:
+                self._books.backoff.slow(call.node, now)
+            else:
+                self._books.failed(call.node, TimeoutError("no answer in time"))
         self.round.expire()
         self.close()
         self._on_over()

@@ -84,6 +84,12 @@ class Promises:
         self._put(key, Promise(version, (version,), True, now))
         return None
 
+    def release(self, key: bytes, ballot: Version) -> None:
+        """Whoever made `ballot` gives it up, having accepted nothing with it: others need not wait."""
+        promise = self._by_key.get(key)
+        if promise is not None and promise.ballot and promise.top == ballot:
+            del self._by_key[key]
+
     def void(self, key: bytes) -> None:
         """Some other write came: nothing that was promised on `key` will be accepted."""
         self._by_key.pop(key, None)

@@ -89,6 +89,7 @@ class Service:
             "accept": self.accept,
             "delete": self.delete,
             "prepare": self.prepare,
+            "release": self.release,
             "get_many": self.get_many,
             "set_many": self.set_many,
             "copy_many": self.copy_many,
@@ -233,6 +234,10 @@ class Service:
         status, version, entry = self.store.prepare(full, self._stamped(full, ballot, now), now)
         record = None if entry is None else (entry.version, entry.value, entry.flags, entry.ttl(now))
         return self.store.is_complete(full), status, version, record
+
+    def release(self, fingerprint: bytes, namespace: bytes, key: bytes, ballot: bytes) -> None:
+        """Give up a ballot with which nothing was or will be accepted."""
+        self.store.promises.release(self._key(fingerprint, namespace, key), _version(ballot))
 
     # -- many keys ----------------------------------------------------------------------------------------------------
 

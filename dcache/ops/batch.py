@@ -23,7 +23,7 @@ from dcache.ops.quorum import (
     explain_write,
     quorum_error,
 )
-from dcache.ops.read import Missed, decoded, read_record
+from dcache.ops.read import Missed, check_in_time, decoded, read_record
 from dcache.ops.write import attempt, next_version
 from dcache.record import Record, Version
 from dcache.wire import Limits
@@ -183,6 +183,7 @@ def _write_back(ctx: Context, unsettled: Mapping[bytes, Verdict]) -> Op[dict[byt
     found = {}
     for key, part in parts.items():
         assert isinstance(part.round, WriteRound)
+        check_in_time(part.round, ctx.hold)
         if part.round.got() >= ctx.hold:
             found[key] = unsettled[key].record()
         elif part.round.highest_newer() is not None:

@@ -6,6 +6,7 @@ There is no leader.  What the newest is, the rules of a read decide: an owner th
 has no vote, and without a majority of votes the key counts as absent.
 
 A ballot is left alone for its first moments, so of two changes at once one waits, by sleeping a short random while.
+One that will not be used, for want of a majority or because nothing is to be changed, is given up at once.
 Conditional changes always need a majority, also in available mode.
 
 Source: Denis Rystsov, "CASPaxos: Replicated State Machines without logs" (2018).
@@ -19,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from dcache.ops.context import DEFAULT, Context, Key, TtlOrDefault
-from dcache.ops.effects import Call, Op, Reply, Round, Sleep
+from dcache.ops.effects import Call, Detached, Op, Reply, Round, Sleep
 from dcache.ops.quorum import WriteRound, check_ack, counts, explain_write, judge, majority, quorum_error
 from dcache.record import ZERO, Record, Version
 from dcache.wire import Status
@@ -86,15 +87,25 @@ def prepared(ctx: Context, key: bytes) -> Op[tuple[Version, PrepareRound]]:
         newer = round_.highest_newer()
         if newer is None or round_.expired:
             raise quorum_error("prepare", round_, needed, granted, in_doubt=False, explain=explain_write)
+        yield _release(ctx, key, ballot)
         yield Sleep(wait * (0.5 + ctx.shared.random()))
         wait = min(LONGEST_WAIT, wait * 2)
         ballot = ctx.shared.clock.above(max(newer, ballot))
 
 
+def _release(ctx: Context, key: bytes, ballot: Version) -> Detached:
+    return Detached([ctx.call(node, "release", key, ballot) for node in ctx.owners(key)])
+
+
 def change(ctx: Context, what: str, key: bytes, decide: Callable[[Record | None], Change[T]]) -> Op[T]:
     """Change `key` by what `decide` makes of its newest record; what `decide` raises changes nothing."""
     ballot, round_ = yield from prepared(ctx, key)
-    decided = decide(round_.newest())
+    decided: Change[T] | None = None
+    try:
+        decided = decide(round_.newest())
+    finally:
+        if decided is None or decided.record is None:
+            yield _release(ctx, key, ballot)
     if decided.record is None:
         return decided.result
     needed = round_.needed

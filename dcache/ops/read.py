@@ -11,7 +11,7 @@ import attrs
 from dcache.errors import DecodingError
 from dcache.ops.context import Context, Key
 from dcache.ops.effects import Call, Detached, Op, Reply
-from dcache.ops.quorum import ReadRound, Verdict, WriteRound, explain_read, quorum_error
+from dcache.ops.quorum import ReadRound, Verdict, WriteRound, explain_read, explain_write, quorum_error
 from dcache.record import ZERO, Record, Version
 
 ATTEMPTS = 3
@@ -111,7 +111,14 @@ def _write_back(ctx: Context, key: bytes, verdict: Verdict) -> Op[tuple[bool, bo
     round_ = WriteRound(calls, ctx.hold, spares=others, already=verdict.holders)
     ctx.shared.counters.repairs += 1
     yield round_
+    check_in_time(round_, ctx.hold)
     return round_.got() >= ctx.hold, round_.highest_newer() is not None
+
+
+def check_in_time(round_: WriteRound, needed: int) -> None:
+    """`DeadlineExceeded` if time ran out while the newest value was written back: that says nothing of a miss."""
+    if round_.expired and round_.got() < needed:
+        raise quorum_error("read", round_, needed, round_.got(), in_doubt=False, explain=explain_write)
 
 
 def get(ctx: Context, key: Key, default: Any = None) -> Op[Any]:

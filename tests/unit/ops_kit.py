@@ -419,8 +419,10 @@ class Hand:
         self.deliver_detached()
         while not self.done:
             self._run_round()
-            self.resume()
-            self.deliver_detached()
+            try:
+                self.resume()
+            finally:
+                self.deliver_detached()
         return self.result
 
     def _run_round(self) -> None:

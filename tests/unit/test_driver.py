@@ -1,4 +1,4 @@
-"""What both drivers do alike, without either: an execution sends what is of use, and keeps away from nodes in trouble."""
+"""What both drivers do alike: an execution sends what is of use, and keeps away from nodes in trouble."""
 
 from __future__ import annotations
 

@@ -441,3 +441,23 @@ def test_a_prepare_round_without_refusals_has_nothing_in_its_way() -> None:
     newest = round_.newest()
     assert newest is not None
     assert newest.version == v(1)
+
+
+def test_a_change_that_changes_nothing_keeps_nobody_waiting() -> None:
+    """Its ballot is given up, so the next change need not wait until it is no longer young."""
+    cluster = Cluster()
+    drive(write.set(cluster.context(), "k", 1), cluster)
+    assert drive(mutate.add(cluster.context(), "k", 2), cluster) is False
+    cluster.clear_log()
+    assert drive(mutate.incr(cluster.context(), "k"), cluster) == 2
+    assert cluster.sleeps == []
+
+
+def test_a_refused_change_gives_up_its_ballot_too() -> None:
+    cluster = Cluster()
+    drive(write.set(cluster.context(), "k", "text"), cluster)
+    with pytest.raises(NotACounter):
+        drive(mutate.incr(cluster.context(), "k"), cluster)
+    cluster.clear_log()
+    assert drive(mutate.replace(cluster.context(), "k", 3), cluster) is True
+    assert cluster.sleeps == []

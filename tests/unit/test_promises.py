@@ -1,4 +1,4 @@
-"""Promises: claims stand side by side, ballots push out, everything is bounded, and forgetting only ever refuses."""
+"""Promises: claims stand side by side, ballots push out, everything is bounded."""
 
 from __future__ import annotations
 
@@ -240,3 +240,22 @@ def test_promises_stay_within_their_number_and_hold_together(
                 assert list(promise.standing) == sorted(set(promise.standing))
                 assert promise.standing[-1] == promise.top
                 assert len(promise.standing) == 1 or not promise.ballot
+
+
+def test_a_ballot_that_is_given_up_makes_way_at_once() -> None:
+    promises = Promises(10, LIFE, PATIENCE)
+    promises.ballot(KEY, v(5), 0)
+    assert promises.ballot(KEY, v(6), 0) == v(5)
+    promises.release(KEY, v(5))
+    assert promises.ballot(KEY, v(6), 0) is None
+
+
+def test_giving_up_concerns_that_ballot_only() -> None:
+    promises = Promises(10, LIFE, PATIENCE)
+    promises.claim(KEY, v(5), 0)
+    promises.release(KEY, v(5))
+    assert promises.stands(KEY, v(5), 0), "a claim is no ballot"
+    promises.ballot(OTHER, v(7), 0)
+    promises.release(OTHER, v(6))
+    promises.release(b"never promised", v(6))
+    assert promises.stands(OTHER, v(7), 0)

@@ -604,10 +604,6 @@ def without_votes(patch: Patch) -> None:
     patch.setattr(mutate, "judge", judged)
 
 
-def without_a_majority_of_promises(patch: Patch) -> None:
-    patch.setattr(load, "majority", lambda n: 0)
-
-
 def without_voiding(patch: Patch) -> None:
     patch.setattr(Promises, "void", lambda promises, key: None)
 
@@ -669,13 +665,14 @@ def with_one_vote(patch: Patch) -> None:
     patch.setattr(mutate, "majority", lambda n: 1)
 
 
+# Fills with fewer promises than a majority are not among these: found too rarely (in 2 of 20,000 seeds), and tested by
+# hand in test_ops_load.
 MUTATIONS = [
     (without_floors, 100),
     (without_votes, 2000),
     (without_voiding, 300),
     (without_barriers, 1000),
     (without_promises, 500),
-    (without_a_majority_of_promises, 3000),
     (without_complete_bits, 1500),
     (without_write_back, 1000),
     (with_one_acknowledgement, 100),

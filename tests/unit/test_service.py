@@ -251,6 +251,7 @@ FENCED: list[tuple[Any, ...]] = [
     ("accept", NS, KEY, v(1), b"x", 0, None),
     ("delete", NS, KEY, v(1)),
     ("prepare", NS, KEY, v(1)),
+    ("release", NS, KEY, v(1)),
     ("get_many", NS, ((KEY,),)),
     ("set_many", NS, ((KEY, v(1), b"x", 0, None),)),
     ("copy_many", NS, ((KEY, v(1), b"x", 0, None),)),

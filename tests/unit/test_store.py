@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections import OrderedDict
@@ -854,11 +855,13 @@ def calls_of(operation: Callable[[], object]) -> int:
         count += event in {"call", "c_call"}
 
     before = sys.getprofile()
+    gc.disable()  # a collection in between would call whoever listens to it
     sys.setprofile(profile)
     try:
         operation()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return count
 
 
