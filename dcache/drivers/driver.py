@@ -13,7 +13,7 @@ import attrs
 from dcache.drivers.channel import ForeignCluster, Handshake, Waiter
 from dcache.errors import NodeError
 from dcache.ops.backoff import Backoff
-from dcache.ops.effects import Call, Link, Round
+from dcache.ops.effects import Call, LeftAlone, Link, Round
 from dcache.ops.topology import Topology
 from dcache.wire import Code
 
@@ -130,10 +130,10 @@ class Execution(Waiter):
             if away is None:
                 fit.append(call)
             else:
-                queue.extend(self.round.failed(call, ConnectionError(away), False))
+                queue.extend(self.round.failed(call, LeftAlone(away), False))
         if fit and self.round.over():
             for call in fit:
-                fit.extend(self.round.failed(call, ConnectionError("not asked, for too few others can be"), False))
+                fit.extend(self.round.failed(call, LeftAlone("not asked, for too few others can be"), False))
         else:
             for call in fit:
                 self._send(call, self)

@@ -56,6 +56,10 @@ class CallTimeout(Exception):
     """A call was not answered before the operation's deadline."""
 
 
+class LeftAlone(ConnectionError):
+    """A call was not made: its node is being left alone, or too few others could be asked for it to be of use."""
+
+
 class Round:
     """Calls to be made at once, spare calls for when some bring nothing, and when enough replies are in.
 

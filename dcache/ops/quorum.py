@@ -33,7 +33,7 @@ from dcache.errors import (
     QuorumError,
     ValueTooLarge,
 )
-from dcache.ops.effects import Call, CallTimeout, Failure, Reply, Round
+from dcache.ops.effects import Call, CallTimeout, Failure, LeftAlone, Reply, Round
 from dcache.record import ZERO, Record, Version
 from dcache.wire import Code, Status
 
@@ -243,10 +243,10 @@ def quorum_error(
 ) -> DcacheError:
     """The error for a round that brought too little.
 
-    If every failure is that the clocks differ, that the nodes are of another cluster, or that the value is too large
-    for them, then that is the error.
+    If every failure of a call that was made is that the clocks differ, that the nodes are of another cluster, or that
+    the value is too large for them, then that is the error.
     """
-    errors = [_meant(failure.error) for failure in round_.failures]
+    errors = [_meant(failure.error) for failure in round_.failures if not isinstance(failure.error, LeftAlone)]
     for kind in (ClockSkew, ClusterMismatch, ClientClosed, ValueTooLarge):
         told = [error for error in errors if isinstance(error, kind)]
         if told and len(told) == len(errors) and not round_.replies:

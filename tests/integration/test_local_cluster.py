@@ -214,7 +214,9 @@ def test_another(dcache_client, dcache_cluster):
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    """As here, but with no plugins of installed packages: this one may be installed, and is named by the test."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    return os.environ | {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 def test_a_users_tests_get_a_cluster_and_a_client_each(tmp_path: Path) -> None:

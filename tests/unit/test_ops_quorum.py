@@ -21,7 +21,7 @@ from dcache.errors import (
     QuorumError,
     ValueTooLarge,
 )
-from dcache.ops.effects import Call, CallTimeout, Gather, Reply, Round
+from dcache.ops.effects import Call, CallTimeout, Gather, LeftAlone, Reply, Round
 from dcache.ops.quorum import (
     ReadRound,
     WriteRound,
@@ -523,3 +523,11 @@ def test_what_is_said_of_an_answer_to_a_write(answer: tuple[Any, ...], reason: s
 
 def test_nothing_is_said_of_a_complete_answer_to_a_read() -> None:
     assert explain_read(Reply("a", absent(), LINK)) is None
+
+
+def test_nodes_that_were_left_alone_do_not_hide_what_the_others_said() -> None:
+    round_ = WriteRound([Call(node, "set", ()) for node in "abc"], 2)
+    for call, error in zip(round_.begin(), (LeftAlone("b broke"), ClockSkew("an hour off")), strict=False):
+        round_.failed(call, error, sent=False)
+    with pytest.raises(ClockSkew):
+        raise quorum_error("set", round_, 2, 0, in_doubt=False, explain=explain_write)
