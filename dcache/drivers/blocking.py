@@ -69,6 +69,10 @@ class Connection:
     def wants_to_write(self) -> bool:
         return self._connecting or bool(self.unsent)
 
+    def unfinished(self) -> bool:
+        """Whether what was asked of it has not left yet."""
+        return self.wants_to_write() or not self.channel.ready
+
     def writable(self) -> None:
         """The socket is connected, or can take more bytes; `OSError` if it could not connect."""
         if self._connecting:
@@ -348,19 +352,25 @@ class Leases:
             self.send(Call(node, "exchange", (topology.table.digest,)), TableWaiter(topology))
 
     def give_back(self, grace: float) -> None:
-        """Return what is fit for further use.  Frames not yet sent whole get `grace` seconds: closing the connection of
-        the owner that was not waited for would cost it the write."""
+        """Return what is fit for further use.
+
+        Connections that are not made yet, or have frames not yet sent whole, get `grace` seconds: closing that of the
+        owner that was not waited for would cost it the write.  A node that needs longer is in trouble; were it not
+        said so here, every operation would wait for it.
+        """
         until = time.monotonic() + grace
-        while any(connection.wants_to_write() for connection in self._held.values()):
+        while any(connection.unfinished() for connection in self._held.values()):
             left = until - time.monotonic()
             if left <= 0:
                 break
             self.wait(left)
         now = time.monotonic()
         for connection in list(self._held.values()):
-            fit = not connection.wants_to_write() and connection.channel.ready
+            unfinished = connection.unfinished()
+            if unfinished and grace:
+                self._books.failed(connection.node, TimeoutError("neither connected nor read in good time"))
             connection.fresh, connection.used = False, now
-            if not (fit and self._driver.give(self._held, connection)):
+            if unfinished or not self._driver.give(self._held, connection):
                 self._discard(connection)
 
     def close(self) -> None:
@@ -441,8 +451,7 @@ def ready(connections: Sequence[Connection], seconds: float) -> list[tuple[Conne
     if not by_socket:
         time.sleep(seconds)
         return []
-    readable, writable, broken = select.select(
-        by_socket, writing, writing, seconds
-    )  # Windows tells failed connects last
+    # Windows tells of failed connects in the last of the three.
+    readable, writable, broken = select.select(by_socket, writing, writing, seconds)
     touched = dict.fromkeys((*readable, *writable, *broken))
     return [(by_socket[sock], sock in readable, sock in writable or sock in broken) for sock in touched]

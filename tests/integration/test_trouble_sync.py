@@ -16,6 +16,7 @@ import attrs
 import pytest
 
 from dcache import Client, DeadlineExceeded, NoNodesAvailable, QuorumError
+from dcache.drivers.blocking import Connection
 from dcache.membership import MemberTable
 from dcache.ops.effects import Call, FirstOf, Op
 from dcache.testing import LocalCluster
@@ -305,3 +306,26 @@ def test_a_changed_table_comes_with_the_next_operation(dcache_cluster: LocalClus
 def told_by(address: str, member: str) -> int:
     table = table_of(address)
     return 0 if table is None else table.members[member].incarnation
+
+
+def test_a_node_that_never_greets_is_waited_for_once(proxied: ProxiedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quorum answers each set; the connection that is not made in time is not tried with every one of them."""
+    opened: list[str] = []
+    true_open = Connection.open
+
+    def counting_open(self: Connection, *args: Any) -> None:
+        opened.append(self.node)
+        true_open(self, *args)
+
+    monkeypatch.setattr(Connection, "open", counting_open)
+    silent = proxied.addresses[0]
+    with Client(proxied.addresses[1:], timeout=2.0) as client:
+        client.wait_ready()
+        client.set("first", 1)
+        proxied.proxies[0].cut()
+        proxied.proxies[0].hold()
+        opened.clear()
+        for number in range(40):
+            client.set(f"key{number}", number)
+        assert 1 <= opened.count(silent) <= 5
+        assert client.get_many([f"key{number}" for number in range(40)]) == {f"key{n}": n for n in range(40)}
