@@ -23,7 +23,6 @@ PROTOCOL = 1
 
 DEFAULT_PORT = 7400
 REQUEST, REPLY, NOTIFICATION = 0, 1, 2
-NO_FINGERPRINT = b""
 
 
 class Code(enum.IntEnum):

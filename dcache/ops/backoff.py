@@ -68,11 +68,6 @@ class Backoff:
         if self._failed:
             self._failed.pop(node, None)
 
-    def prompt(self, node: str) -> None:
-        """`node` answered in good time."""
-        if self._slow:
-            self._slow.pop(node, None)
-
     def rank(self, nodes: Sequence[str], now: float) -> Sequence[str]:
         """`nodes` in the same order, those in trouble last."""
         if not self._failed and not self._slow:

@@ -111,17 +111,6 @@ def test_slowness_is_forgotten_after_a_while() -> None:
     assert book.trouble("a", 2.61) == 0
 
 
-def test_a_node_that_answers_in_good_time_is_not_slow_any_more() -> None:
-    book = backoff()
-    book.slow("a", 0.0)
-    book.prompt("b")
-    assert book.trouble("a", 0.0) == 1
-    book.prompt("a")
-    assert book.trouble("a", 0.0) == 0
-    book.prompt("a")
-    assert book.trouble("a", 0.0) == 0
-
-
 def test_an_answer_ends_a_failure_and_leaves_slowness() -> None:
     book = backoff()
     book.failed("a", "refused", 0.0)
