@@ -4,9 +4,12 @@ Merging is a join: commutative, associative, idempotent.  So tables may be excha
 and all who have heard the same things hold the same table.
 
 * Settings never change; tables with other settings do not merge (`ClusterMismatch`).
-* Of two ring states the one with the higher version stands; it changes by agreement only, never by merging.
+* Of two ring states the one of the later epoch stands; it changes by agreement only, never by merging.
 * Of two rows for one name the higher incarnation stands, at equal incarnation the graver health, then the larger rest,
   which only makes the outcome independent of order.
+* There are rows for those on the ring, and on the next ring while it changes, and for nobody else.  So the order of
+  merging matters in one case: of a member that went and came back a former row may be heard again.  It puts that right,
+  as it does whatever is said of it.
 
 Rows carry what may change at any time (address, health).  What decides ownership is copied into the ring state, so that
 the fingerprint of settings and ring state says all there is to say about who owns what.
@@ -15,19 +18,22 @@ the fingerprint of settings and ring state says all there is to say about who ow
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import attrs
 import mmh3
 
 from dcache.errors import ClusterMismatch, ProtocolError
-from dcache.record import ZERO, Version
 from dcache.ring import DEFAULT_VNODES, HashRing, RingNode, check_vnodes, check_weight
 from dcache.wire import pack
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
+
+
+INCARNATION_CEILING = 1 << 62
+"""No row is believed that could not be refuted with a higher incarnation, many times over."""
 
 
 class Health(enum.IntEnum):
@@ -56,7 +62,9 @@ class Member:
     zone: str = ""
     weight: float = attrs.field(default=1.0, converter=float, validator=check_weight)
     boot_id: str = ""
-    incarnation: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    incarnation: int = attrs.field(
+        default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(INCARNATION_CEILING)]
+    )
     health: Health = attrs.field(default=Health.UP, converter=Health)
 
     def rank(self) -> tuple[Any, ...]:
@@ -70,15 +78,24 @@ class Member:
 
 @attrs.frozen
 class RingState:
-    """Who is on the ring and, while it changes, who will be.  `version` orders the states."""
+    """Who is on the ring and, while it changes, who will be.
 
-    version: Version = ZERO
+    `epoch` counts the states that were agreed on: no two agreed states have the same.  Consecutive states differ by one
+    step: a next ring with one member more or less is begun, taken over, or given up.
+    """
+
+    epoch: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(1 << 62)])
     members: tuple[RingNode, ...] = ()
     next: tuple[RingNode, ...] | None = None
 
-    def rank(self) -> tuple[Version, bytes]:
+    @property
+    def names(self) -> frozenset[str]:
+        """All who are on the ring or the next one."""
+        return frozenset(node.name for node in (*self.members, *(self.next or ())))
+
+    def rank(self) -> tuple[int, bytes]:
         """Of two states the one of higher rank stands; the bytes only make the outcome independent of order."""
-        return self.version, pack(_ring_state_to_wire(self))
+        return self.epoch, pack(ring_state_to_wire(self))
 
 
 @attrs.frozen(slots=False)
@@ -92,7 +109,7 @@ class MemberTable:
     @cached_property
     def fingerprint(self) -> bytes:
         """Eight bytes that differ whenever ownership may: every request on a key carries them."""
-        ownership = (attrs.astuple(self.settings), _ring_state_to_wire(self.ring_state))
+        ownership = (attrs.astuple(self.settings), ring_state_to_wire(self.ring_state))
         return mmh3.hash_bytes(pack(ownership))[:8]
 
     @cached_property
@@ -102,7 +119,28 @@ class MemberTable:
 
     @cached_property
     def ring(self) -> HashRing:
-        return HashRing(self.ring_state.members, self.settings.vnodes, self.settings.ring_seed)
+        return ring_of(self.ring_state.members, self.settings.vnodes, self.settings.ring_seed)
+
+    @cached_property
+    def rings(self) -> tuple[HashRing, ...]:
+        """The rings in force: one, and the next one beside it while the ring changes."""
+        if self.ring_state.next is None:
+            return (self.ring,)
+        return self.ring, ring_of(self.ring_state.next, self.settings.vnodes, self.settings.ring_seed)
+
+    @cached_property
+    def down(self) -> frozenset[str]:
+        """The names of those whose health is `DOWN`."""
+        return frozenset(row.name for row in self.members.values() if row.health is Health.DOWN)
+
+    def owners(self, slot: int) -> tuple[tuple[str, ...], ...]:
+        """The owners of `slot` on each ring in force, in preference order."""
+        return tuple(ring.slot_owners(slot, min(self.settings.replicas, len(ring))) for ring in self.rings)
+
+    def slots_of(self, name: str) -> list[int]:
+        """The slots that `name` owns on any ring in force, ascending."""
+        owned = (ring.slots_of(name, min(self.settings.replicas, len(ring))) for ring in self.rings)
+        return sorted(set().union(*owned))
 
     def merge(self, other: MemberTable) -> MemberTable:
         """What both tables together say; `ClusterMismatch` if they are of different clusters."""
@@ -111,7 +149,7 @@ class MemberTable:
         for name, row in other.members.items():
             rows[name] = max(rows.get(name, row), row, key=Member.rank)
         state = max(self.ring_state, other.ring_state, key=RingState.rank)
-        merged = MemberTable(self.settings, state, rows)
+        merged = MemberTable(self.settings, state, _placed(rows, state))
         return self if merged == self else merged
 
     def with_member(self, row: Member) -> MemberTable:
@@ -119,27 +157,41 @@ class MemberTable:
         return attrs.evolve(self, members={**self.members, row.name: row})
 
     def refuting(self, me: Member) -> tuple[MemberTable, Member]:
-        """The table with `me` as it says of itself, raised above whatever the table says of it."""
+        """The table with `me` as it says of itself, raised above whatever the table says of it.
+
+        Whoever is on no ring has no row, and nothing outranks a row just below the ceiling.
+        """
         heard = self.members.get(me.name)
+        if me.name not in self.ring_state.names:
+            return self, me
         if heard == me:
             return self, me
         if heard is not None and heard.rank() > me.rank():
+            if heard.incarnation + 1 >= INCARNATION_CEILING:
+                return self, me
             me = attrs.evolve(me, incarnation=heard.incarnation + 1)
         return self.with_member(me), me
 
     def to_wire(self) -> tuple[Any, ...]:
-        rows = [(*attrs.astuple(row)[:6], int(row.health)) for _, row in sorted(self.members.items())]
-        return attrs.astuple(self.settings), _ring_state_to_wire(self.ring_state), rows
+        rows = [member_to_wire(row) for _, row in sorted(self.members.items())]
+        return attrs.astuple(self.settings), ring_state_to_wire(self.ring_state), rows
 
     @classmethod
     def from_wire(cls, data: Any) -> MemberTable:
         """Read what `to_wire` gave; `ProtocolError` for anything else."""
         try:
             settings, state, rows = data
-            members = [checked(Member(*row)) for row in rows]
-            return cls(checked(Settings(*settings)), _ring_state_from_wire(*state), {row.name: row for row in members})
+            ring_state = ring_state_from_wire(state)
+            members = {row.name: row for row in map(member_from_wire, rows)}
+            return cls(checked(Settings(*settings)), ring_state, _placed(members, ring_state))
         except (TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(f"not a member table: {error}") from error
+
+
+@lru_cache(maxsize=16)
+def ring_of(nodes: tuple[RingNode, ...], vnodes: int, seed: int) -> HashRing:
+    """The ring of these: tables change more often than rings do, and a ring knows whom it has looked up."""
+    return HashRing(nodes, vnodes, seed)
 
 
 def check_settings(mine: Settings, theirs: Settings) -> None:
@@ -167,20 +219,39 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _ring_state_to_wire(state: RingState) -> tuple[Any, ...]:
+def ring_state_to_wire(state: RingState) -> tuple[Any, ...]:
     following = None if state.next is None else [attrs.astuple(node) for node in state.next]
-    return state.version, [attrs.astuple(node) for node in state.members], following
+    return state.epoch, [attrs.astuple(node) for node in state.members], following
 
 
-def _ring_state_from_wire(version: object, members: Iterable[Any], following: Iterable[Any] | None) -> RingState:
-    if type(version) is not bytes or len(version) != len(ZERO):
-        raise ValueError("a ring state's version has 12 bytes")
+def ring_state_from_wire(data: Any) -> RingState:
+    """Read what `ring_state_to_wire` gave; `ValueError` or `TypeError` for anything else."""
+    epoch, members, following = data
     placed = tuple(checked(RingNode(*node)) for node in members)
     coming = None if following is None else tuple(checked(RingNode(*node)) for node in following)
     for ring in (placed, coming or ()):
         if len({node.name for node in ring}) != len(ring):
             raise ValueError("a ring has two nodes of one name")
-    return RingState(Version(version), placed, coming)
+    if type(epoch) is not int:
+        raise ValueError("a ring state's epoch is a number")
+    return RingState(epoch, placed, coming)
+
+
+def member_to_wire(row: Member) -> tuple[Any, ...]:
+    return (*attrs.astuple(row)[:6], int(row.health))
+
+
+def member_from_wire(data: Any) -> Member:
+    """Read what `member_to_wire` gave; `ValueError` or `TypeError` for anything else."""
+    row = checked(Member(*data))
+    row.placed()  # its address makes sense
+    return row
+
+
+def _placed(rows: Mapping[str, Member], state: RingState) -> dict[str, Member]:
+    """The rows of those that are on a ring of `state`."""
+    names = state.names
+    return {name: row for name, row in rows.items() if name in names}
 
 
 def checked(value: T) -> T:

@@ -138,12 +138,15 @@ class HashRing:
         return self.slot_owners(self.slot(key), n)
 
     def slot_owners(self, slot: int, n: int) -> tuple[str, ...]:
-        """As `owners`, for a slot.  Worked out once per slot and `n`, then an index into a table."""
+        """As `owners`, for a slot.  Worked out once per point and `n`, then an index into a table."""
         table = self._tables.get(n) or self._table(n)
-        found = table[slot]
-        if found is None:
-            found = table[slot] = self._walk(slot, n)
-        return found
+        return table[slot] or self._fill(table, slot, n)
+
+    def slots_of(self, name: str, n: int) -> list[int]:
+        """The slots that `name` is among the first `n` owners of, ascending."""
+        if name not in self._by_name:
+            return []
+        return [slot for slot in range(SLOTS) if name in self.slot_owners(slot, n)]
 
     def shares(self, n: int = 1) -> dict[str, float]:
         """For every node, the fraction of slots that it is among the first `n` owners of."""
@@ -156,8 +159,16 @@ class HashRing:
     def _table(self, n: int) -> list[tuple[str, ...] | None]:
         return self._tables.setdefault(n, [None] * SLOTS)
 
-    def _walk(self, slot: int, n: int) -> tuple[str, ...]:
+    def _fill(self, table: list[tuple[str, ...] | None], slot: int, n: int) -> tuple[str, ...]:
+        """Enter the owners of `slot` in the table, for all slots that belong to the same point."""
         start = bisect_left(self.points, (slot,))
+        owners = self._walk(start, n)
+        first = self.points[start - 1][0] + 1 if start else 0
+        last = self.points[start][0] if start < len(self.points) else SLOTS - 1
+        table[first : last + 1] = [owners] * (last + 1 - first)
+        return owners
+
+    def _walk(self, start: int, n: int) -> tuple[str, ...]:
         by_zone: dict[str, str] = {}
         by_host: dict[tuple[str, str], str] = {}
         seen: dict[str, None] = {}

@@ -505,7 +505,7 @@ VERSION = make_version(1_700_000_000_000, 1, 0xDEADBEEF)
 FLOOR = make_version(1_600_000_000_000, 0, 7)
 TABLE = MemberTable(
     Settings("cluster-1"),
-    RingState(VERSION, (RingNode("node-1", host="10.0.0.1"), RingNode("node-2", 2.0, "zone-b", "10.0.0.2"))),
+    RingState(7, (RingNode("node-1", host="10.0.0.1"), RingNode("node-2", 2.0, "zone-b", "10.0.0.2"))),
     {
         "node-1": Member("node-1", "10.0.0.1:7400", boot_id="boot-1", incarnation=1_700_000_000_000),
         "node-2": Member("node-2", "10.0.0.2:7400", "zone-b", 2.0, "boot-2", 1_700_000_000_001),
@@ -547,7 +547,7 @@ FRAMES: dict[str, tuple[bytes, tuple[Any, ...]]] = {
             (
                 (
                     ("cluster-1", 3, 150, 0),
-                    (VERSION, (("node-1", 1.0, "", "10.0.0.1"), ("node-2", 2.0, "zone-b", "10.0.0.2")), None),
+                    (7, (("node-1", 1.0, "", "10.0.0.1"), ("node-2", 2.0, "zone-b", "10.0.0.2")), None),
                     (
                         ("node-1", "10.0.0.1:7400", "", 1.0, "boot-1", 1_700_000_000_000, 0),
                         ("node-2", "10.0.0.2:7400", "zone-b", 2.0, "boot-2", 1_700_000_000_001, 0),
