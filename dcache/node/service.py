@@ -17,29 +17,27 @@ from typing import Any
 import attrs
 
 from dcache.errors import InvalidKey, ValueTooLarge
+from dcache.node.comparison import Comparison
+from dcache.node.refusal import REFUSED, Refusal, as_refusal, refusal_to_wire, version_from_wire
 from dcache.node.store import Entry, Store
-from dcache.record import ZERO, Version, version_milliseconds
-from dcache.wire import MESSAGES, PROTOCOL, Code, Limits, check_key, storage_key
+from dcache.record import Version, version_milliseconds
+from dcache.wire import PROTOCOL, Code, Limits, check_key, storage_key
+
+__all__ = ["Identity", "Refusal", "Service", "View", "refusal_to_wire"]
 
 SCAN_CHUNK = 4096  # keys looked at per page: some 2 ms
 SCANS_AT_ONCE = 32
 
 
-class Refusal(Exception):
-    """The request is refused; sent as `[code, message, detail]`."""
-
-    def __init__(self, code: Code, detail: object = None) -> None:
-        super().__init__(MESSAGES[code])
-        self.code, self.detail = code, detail
-
-
 @attrs.frozen
 class View:
-    """What the node knows of its cluster; `fingerprint` is None while it is in none."""
+    """What the node knows of its cluster; `fingerprint` is None while it is in none, and `digest`, by which clients see
+    whether they have the table, empty."""
 
     cluster_id: str = ""
     fingerprint: bytes | None = None
     table: object = None
+    digest: bytes = b""
 
 
 @attrs.frozen
@@ -74,7 +72,8 @@ class Service:
         self._started = now()
         self._scans: OrderedDict[int, list[bytes]] = OrderedDict()
         self._scan_ids = itertools.count(1)
-        self._statistics: Callable[[], dict[str, Any]] = dict
+        self._statistics: list[Callable[[], dict[str, Any]]] = []
+        self._comparison = Comparison(store, self._fence, now, lambda: wall() + skew, limits.max_batch)
         self.methods: dict[str, Method] = {
             "hello": self.hello,
             "ping": self.ping,
@@ -97,6 +96,7 @@ class Service:
             "newest": self.newest,
             "clear": self.clear,
             "scan": self.scan,
+            **self._comparison.methods(),
         }
 
     def handle(self, method: str, params: Sequence[Any]) -> Any:
@@ -122,6 +122,7 @@ class Service:
             "boot": self.identity.boot_id,
             "time": self._wall(),
             "limits": attrs.asdict(self.limits),
+            "digest": self.view.digest,
         }
 
     def ping(self) -> None:
@@ -139,7 +140,8 @@ class Service:
 
     def stats(self) -> dict[str, Any]:
         store = self.store
-        return {
+        complete, owned = store.progress()
+        told = {
             "node": self.identity.name,
             "version": self.identity.version,
             "uptime": (self._now() - self._started) // 1000,
@@ -148,17 +150,22 @@ class Service:
             "memory_limit": store.memory_limit,
             "promises": len(store.promises),
             "complete": store.all_complete,
+            "slots": owned,
+            "slots_complete": complete,
             **attrs.asdict(store.counters),
-            **self._statistics(),
         }
+        for statistics in self._statistics:
+            told.update(statistics())
+        return told
 
     def sweep(self, most: int) -> bool:
-        """A slice of forgetting what has expired or was cleared; whether there may be more."""
+        """A slice of forgetting what has expired or was hidden; whether there may be more."""
+        self._comparison.sweep()
         return self.store.sweep(self._now(), most)
 
     def also_report(self, statistics: Callable[[], dict[str, Any]]) -> None:
-        """Add what the server counts to `stats`."""
-        self._statistics = statistics
+        """Add what somebody else counts to `stats`."""
+        self._statistics.append(statistics)
 
     # -- one key ------------------------------------------------------------------------------------------------------
 
@@ -222,7 +229,7 @@ class Service:
     ) -> tuple[Any, ...]:
         full = self._key(fingerprint, namespace, key)
         self._check_value(value, flags, ttl)
-        answer = self.store.accept(full, _version(version), value, flags, ttl, self._now())
+        answer = self.store.accept(full, version_from_wire(version), value, flags, ttl, self._now())
         return self.store.is_complete(full), *answer
 
     def delete(self, fingerprint: bytes, namespace: bytes, key: bytes, version: bytes) -> tuple[Any, ...]:
@@ -237,7 +244,7 @@ class Service:
 
     def release(self, fingerprint: bytes, namespace: bytes, key: bytes, ballot: bytes) -> None:
         """Give up a ballot with which nothing was or will be accepted."""
-        self.store.promises.release(self._key(fingerprint, namespace, key), _version(ballot))
+        self.store.promises.release(self._key(fingerprint, namespace, key), version_from_wire(ballot))
 
     # -- many keys ----------------------------------------------------------------------------------------------------
 
@@ -286,7 +293,7 @@ class Service:
     def clear(self, fingerprint: bytes, namespace: bytes, version: bytes) -> tuple[bool, Version]:
         """Forget the namespace up to `version`; answered as `newest` is."""
         self._fence(fingerprint)
-        stamped = _version(version)
+        stamped = version_from_wire(version)
         self._check_clock(stamped, self.store.newest)
         self.store.clear(self._prefix(namespace), stamped, self._now())
         return self.store.all_complete, self.store.newest
@@ -313,7 +320,7 @@ class Service:
         if cursor is None:
             while len(self._scans) >= SCANS_AT_ONCE:
                 self._scans.popitem(last=False)
-            return next(self._scan_ids), self.store.keys()
+            return next(self._scan_ids), self.store.snapshot()
         scan_id, left = cursor
         keys = self._scans.pop(scan_id, None)
         if keys is None or len(keys) != left:
@@ -360,7 +367,7 @@ class Service:
 
     def _copy(self, full: bytes, version: bytes, value: bytes, flags: int, ttl: int | None) -> tuple[Any, ...]:
         self._check_value(value, flags, ttl)
-        answer = self.store.set(full, _version(version), value, flags, ttl, self._now())
+        answer = self.store.set(full, version_from_wire(version), value, flags, ttl, self._now())
         return self.store.is_complete(full), *answer
 
     def _delete(self, full: bytes, version: bytes) -> tuple[Any, ...]:
@@ -378,7 +385,7 @@ class Service:
 
     def _stamped(self, full: bytes, version: bytes, now: int) -> Version:
         """`version`, unless its writer's clock is too far ahead."""
-        stamped = _version(version)
+        stamped = version_from_wire(version)
         if version_milliseconds(stamped) > self._wall() + self._skew:
             self._check_clock(stamped, self.store.known(full, now))
         return stamped
@@ -388,28 +395,3 @@ class Service:
         stamped, wall = version_milliseconds(version), self._wall()
         if stamped > wall + self._skew and stamped > version_milliseconds(known) + 1000:
             raise Refusal(Code.CLOCK_SKEW, (stamped, wall))
-
-
-def _version(version: bytes) -> Version:
-    if type(version) is not bytes or len(version) != len(ZERO):
-        raise TypeError("a version has 12 bytes")
-    return Version(version)
-
-
-REFUSED = (TypeError, ValueError, AttributeError)
-"""What a method raises over parameters of the wrong form; the errors of the library among them are `ValueError`s."""
-
-
-def as_refusal(error: Exception) -> Refusal:
-    match error:
-        case Refusal():
-            return error
-        case InvalidKey():
-            return Refusal(Code.INVALID_KEY, str(error))
-        case ValueTooLarge():
-            return Refusal(Code.VALUE_TOO_LARGE, (error.size, error.limit))
-    return Refusal(Code.BAD_REQUEST, str(error))
-
-
-def refusal_to_wire(refusal: Refusal) -> tuple[int, str, object]:
-    return int(refusal.code), MESSAGES[refusal.code], refusal.detail

@@ -6,12 +6,15 @@ Invariants, all kept in O(1) per operation:
 * **Floors.**  For every slot, the highest version forgotten for any reason but replacement: delete, expiry, eviction,
   clear, refused for room.  A key that is absent is written only above the floor of its slot, so nothing forgotten
   returns.
-* **Promises** on keys (see `promises`).  While one stands, this node knows that no write of the key came in between;
-  that is more exact than the floor, which other keys of the slot raise too, so an accepted value need not be above
-  the floor.
-* **Complete.**  One bit per slot: whether this process knows of every write acknowledged for it.  Kept here, set from
-  outside, reported with every answer.
-* **Digests.**  For every slot, the xor of a hash of key and version over its entries.
+* **Complete.**  One bit per slot: whether this process knows of every write acknowledged for it.  Only for slots that
+  it owns.  Kept here, set from outside, reported with every answer.
+* **Promises** on keys (see `promises`), in complete slots only.  While one stands, this node knows that no write of the
+  key came in between; that is more exact than the floor, which other keys of the slot raise too, so an accepted value
+  need not be above the floor.  That knowledge ends when the bit is cleared: what was promised before a slot was
+  completed is void, and so is what was promised before it was started over.
+* **Barriers.**  For every slot, the highest version that was ever forgotten or promised.
+* **Digests.**  For every slot, the xor of a hash of key and version over its entries.  Those that are hidden and not
+  yet swept away are still in it; meanwhile what is told of it (`digests_of`) is made different.
 
 Versions and floors are the only notion of newer; time (`now`, milliseconds on any clock that never goes back) only
 measures lifetimes and comes in as an argument.  Keys are storage keys: namespace, NUL, key.
@@ -21,7 +24,8 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from operator import and_
 
 import attrs
 import mmh3
@@ -86,15 +90,21 @@ class Store:
         self.counters = Counters()
         self.newest: Version = ZERO  # of all that was ever held, forgotten or promised here
         self.promises = Promises(65_536, 60_000, 250) if promises is None else promises
-        self.promises.forgotten = lambda key, top: self._raise_floor(self._slot_of(key), top)
+        self.promises.forgotten = lambda key, top: self.raise_floor(self.slot_of(key), top)
         self.floors: list[Version] = [ZERO] * slots
-        self.digests = array("Q", bytes(8 * slots))
-        self._slot_of = slot_of
-        self._complete = bytearray(slots)
-        self.all_complete = False
+        self._digests = array("Q", bytes(8 * slots))
+        self.slot_of = slot_of
+        self.complete_bits = bytearray(slots)
+        self.all_complete = False  # all slots owned, and there are some
+        self._owned = bytearray(slots)
+        self._promised: list[Version] = [ZERO] * slots  # the highest ever
+        self._void: list[Version] = [ZERO] * slots  # what was promised up to here will not be accepted
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()  # least recently used first
+        self.arrivals: list[bytes] | None = None  # keys that come to be held, while somebody wants to know
         self._wheel = ExpiryWheel()
+        self._hiding = False  # whether one of these two is not empty
         self._cleared: dict[bytes, Version] = {}  # namespace prefixes not yet swept -> cleared up to
+        self._started_over: dict[int, Version] = {}  # slots not yet swept -> dropped up to
         self._unswept: list[bytes] = []
 
     def __len__(self) -> int:
@@ -117,19 +127,48 @@ class Store:
         return self._live(key, now)
 
     def floor(self, key: bytes) -> Version:
-        return self.floors[self._slot_of(key)]
+        return self.floors[self.slot_of(key)]
 
     def known(self, key: bytes, now: int) -> Version:
         """The newest version held or possibly forgotten of `key`."""
         entry = self._live(key, now)
         return self.floor(key) if entry is None else entry.version
 
+    def barrier(self, slot: int) -> Version:
+        """The highest version that was ever forgotten or promised in the slot."""
+        return max(self.floors[slot], self._promised[slot])
+
+    def digests_of(self, slots: Iterable[int]) -> list[int]:
+        """What sums up the entries of each of these slots: two stores that tell the same hold, and hide, the same.
+
+        Were what is hidden not told, a node that has cleared a namespace and not swept yet would seem to hold what one
+        holds that has not heard of the clear.
+        """
+        digests = self._digests
+        if not self._hiding:
+            return [digests[slot] for slot in slots]
+        cleared = b"".join(prefix + version for prefix, version in sorted(self._cleared.items()))
+        started = self._started_over
+        marks = {version: _fingerprint(cleared, version) for version in {ZERO, *started.values()}}
+        return [digests[slot] ^ marks[started.get(slot, ZERO)] for slot in slots]
+
     def is_complete(self, key: bytes) -> bool:
-        return self.all_complete or bool(self._complete[self._slot_of(key)])
+        """Whether this node's word on `key` counts.
+
+        A node that is complete in all slots it owns says yes of the others as well.  Only clients in available mode ask
+        for those, of a node that stands in for an owner: its word is then as good as any, and they need not go on
+        to ask all others.
+        """
+        return self.all_complete or bool(self.complete_bits[self.slot_of(key)])
 
     def keys(self) -> list[bytes]:
         """A snapshot of the keys held, least recently used first."""
         return list(self._entries)
+
+    def snapshot(self) -> list[bytes]:
+        """The keys held, in no order that means anything: of a million in some 20 ms, where `keys` takes half a
+        second to follow the order of use."""
+        return list(dict.keys(self._entries))
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -159,7 +198,7 @@ class Store:
         self.counters.deletes += 1
         if entry is not None:
             self._drop(key, entry)
-        self._raise_floor(self._slot_of(key), version)
+        self.raise_floor(self.slot_of(key), version)
         return Status.STORED, version, entry is not None
 
     def accept(self, key: bytes, version: Version, value: bytes, flags: int, ttl: int | None, now: int) -> Answer:
@@ -168,7 +207,7 @@ class Store:
         if entry is not None and entry.version == version:
             return Status.STORED, version
         promise = self.promises.find(key, now)
-        if promise is None or version not in promise.standing:
+        if promise is None or version not in promise.standing or version <= self._void[self.slot_of(key)]:
             top = ZERO if promise is None else promise.top
             return self._refuse(max(top, self.known(key, now)))
         if entry is not None and entry.version > version:
@@ -181,29 +220,35 @@ class Store:
         """Read `key` and, where it is absent and nothing newer may have been forgotten, promise `version`.
 
         What is held up to version `unreadable` counts as absent: too few others hold it for anyone to return it.
+        Where the slot is not complete nothing is promised.
         """
         entry = self.get(key, now)
         if entry is not None and entry.version > unreadable:
             return entry, False
-        if version <= self.known(key, now) and not self.promises.stands(key, version, now):
+        slot = self.slot_of(key)
+        known = self.floors[slot] if entry is None else entry.version
+        if not self._may_promise(slot, key, version, known, now):
             return None, False
         promised = self.promises.claim(key, version, now)
         if promised:
-            self._saw(version)
+            self._promise(slot, version)
         return None, promised
 
     def prepare(self, key: bytes, ballot: Version, now: int) -> tuple[Status, Version, Entry | None]:
         """Promise `ballot` and return what is held, with the floor where nothing is; or refuse, with what is in its
-        way."""
+        way.  Where the slot is not complete nothing is promised, and the answer does not count."""
         entry = self._live(key, now)
-        known = self.floor(key) if entry is None else entry.version
-        if ballot <= known and not self.promises.stands(key, ballot, now):
-            return *self._refuse(known), None
+        slot = self.slot_of(key)
+        known = self.floors[slot] if entry is None else entry.version
+        if not (self.all_complete or self.complete_bits[slot]):
+            return Status.STORED, known, entry
+        if not self._may_promise(slot, key, ballot, known, now):
+            return *self._refuse(max(known, self._void[slot])), None
         blocking = self.promises.ballot(key, ballot, now)
         if blocking is not None:
             return *self._refuse(blocking), None
-        self._saw(ballot)
-        return Status.STORED, self.floor(key) if entry is None else entry.version, entry
+        self._promise(slot, ballot)
+        return Status.STORED, self.floors[slot] if entry is None else entry.version, entry
 
     def clear(self, prefix: bytes, version: Version, now: int) -> None:
         """Forget every key that starts with `prefix` (a namespace and its NUL) and raise every floor to `version`.
@@ -216,29 +261,85 @@ class Store:
                 self.floors[slot] = version
         self._saw(version)
         self._cleared[prefix] = max(version, self._cleared.get(prefix, ZERO))
-        self._unswept = list(self._entries)
+        self._hide()
+
+    # -- what this process knows --------------------------------------------------------------------------------------
+
+    @property
+    def owned(self) -> list[int]:
+        """The slots owned, ascending."""
+        return [slot for slot, owned in enumerate(self._owned) if owned]
+
+    def incomplete(self) -> list[int]:
+        """The slots that are owned and not complete, ascending."""
+        return [slot for slot, owned in enumerate(self._owned) if owned and not self.complete_bits[slot]]
+
+    def progress(self) -> tuple[int, int]:
+        """How many slots are complete, of how many owned."""
+        return self.complete_bits.count(1), self._owned.count(1)
+
+    def own(self, slots: Iterable[int]) -> None:
+        """From now on this node owns exactly these; nothing is known of those that it owns no more.
+
+        To be called before anybody hears of the ring that makes it so.
+        """
+        owned = bytearray(len(self._owned))
+        for slot in slots:
+            owned[slot] = 1
+        self._owned = owned
+        self.complete_bits = bytearray(map(and_, self.complete_bits, owned))
+        self._count_complete()
 
     def complete(self, slots: Iterable[int]) -> None:
-        """This process now knows of every write acknowledged for these slots.
+        """This process now knows of every write acknowledged for those of these slots that it owns.
 
-        What it promised in them before, it promised without that knowledge.
+        What it promised in them before, it promised without that knowledge, or has missed writes since.
         """
         for slot in slots:
-            self._complete[slot] = 1
-        self.all_complete = 0 not in self._complete
-        self.promises.void_prefix(b"")
+            if self._owned[slot] and not self.complete_bits[slot]:
+                self.complete_bits[slot] = 1
+                self._void_promises(slot)
+        self._count_complete()
+
+    def doubt(self) -> None:
+        """There may have been writes that this process does not know of, anywhere."""
+        self.complete_bits = bytearray(len(self._owned))
+        self._count_complete()
+
+    def start_over(self, slots: Collection[int], floor: Version) -> None:
+        """Forget all that these slots hold up to `floor`, and be complete in those that are owned.
+
+        The caller answers for it that no write above `floor` was acknowledged.  The entries are hidden at once, as by
+        `clear`.
+        """
+        for slot in slots:
+            self.raise_floor(slot, floor)
+            self._void_promises(slot)
+            self._started_over[slot] = max(floor, self._started_over.get(slot, ZERO))
+        self._hide()
+        self.complete(slots)
+
+    def _count_complete(self) -> None:
+        self.all_complete = self.complete_bits == self._owned and 1 in self._owned
+
+    def _void_promises(self, slot: int) -> None:
+        """Nothing that was promised in the slot will be accepted; what a promise kept out stays out."""
+        self._void[slot] = self._promised[slot]
+        self.raise_floor(slot, self._promised[slot])
 
     # -- forgetting ---------------------------------------------------------------------------------------------------
 
     def sweep(self, now: int, most: int) -> bool:
-        """Drop up to `most` expired, and look at up to `most` possibly cleared entries.  Whether there may be more."""
+        """Drop up to `most` expired, and look at up to `most` possibly hidden entries.  Whether there may be more."""
         due = self._wheel.due(now, most)
         for key in due:
             self._expire(key, self._entries[key])
         for _ in range(min(most, len(self._unswept))):
             self._live(self._unswept.pop(), now)
-        if not self._unswept:
+        if self._hiding and not self._unswept:
             self._cleared.clear()
+            self._started_over.clear()
+            self._hiding = False
         self.promises.expire(now)
         return len(due) == most or bool(self._unswept)
 
@@ -249,10 +350,35 @@ class Store:
         if entry.deadline is not None and entry.deadline <= now:
             self._expire(key, entry)
             return None
-        if self._cleared and entry.version <= self._cleared.get(key[: key.index(0) + 1], ZERO):
+        if self._hiding and entry.version <= self._hidden_up_to(key):
             self._drop(key, entry)
             return None
         return entry
+
+    def _hide(self) -> None:
+        """Entries have become hidden: all are to be looked at."""
+        self._hiding = True
+        self._unswept = self.snapshot()
+
+    def _hidden_up_to(self, key: bytes) -> Version:
+        cleared = self._cleared.get(key[: key.index(0) + 1], ZERO)
+        if not self._started_over:
+            return cleared
+        return max(cleared, self._started_over.get(self.slot_of(key), ZERO))
+
+    def drop(self, key: bytes, version: Version, now: int) -> bool:
+        """Forget `key` if it is held up to `version`; whether it was.  No write: promises stand."""
+        entry = self._live(key, now)
+        if entry is None or entry.version > version:
+            return False
+        self._forget(key, entry)
+        return True
+
+    def raise_floor(self, slot: int, version: Version) -> None:
+        """Take no write of an absent key of the slot any more up to `version`.  What is held stays."""
+        self._saw(version)
+        if version > self.floors[slot]:
+            self.floors[slot] = version
 
     def _expire(self, key: bytes, entry: Entry) -> None:
         self.counters.expirations += 1
@@ -260,12 +386,20 @@ class Store:
 
     def _forget(self, key: bytes, entry: Entry) -> None:
         self._drop(key, entry)
-        self._raise_floor(self._slot_of(key), entry.version)
+        self.raise_floor(self.slot_of(key), entry.version)
 
-    def _raise_floor(self, slot: int, version: Version) -> None:
+    # -- promising ----------------------------------------------------------------------------------------------------
+
+    def _may_promise(self, slot: int, key: bytes, version: Version, known: Version, now: int) -> bool:
+        """Whether nothing that was written or may have been forgotten is in the way; or it was promised before."""
+        if version <= self._void[slot] or not (self.all_complete or self.complete_bits[slot]):
+            return False
+        return version > known or self.promises.stands(key, version, now)
+
+    def _promise(self, slot: int, version: Version) -> None:
         self._saw(version)
-        if version > self.floors[slot]:
-            self.floors[slot] = version
+        if version > self._promised[slot]:
+            self._promised[slot] = version
 
     # -- keeping the books --------------------------------------------------------------------------------------------
 
@@ -303,16 +437,18 @@ class Store:
         if old is not None:
             self._drop(key, old)
         if cost > self.memory_limit:
-            self._raise_floor(self._slot_of(key), entry.version)
+            self.raise_floor(self.slot_of(key), entry.version)
             raise ValueTooLarge(cost, self.memory_limit)
         self._make_room(cost)
         self._entries[key] = entry
+        if old is None and self.arrivals is not None:
+            self.arrivals.append(key)
         self.used += cost
         self.counters.writes += 1
         self._saw(entry.version)
         if entry.deadline is not None:
             self._wheel.add(key, entry.deadline)
-        self.digests[self._slot_of(key)] ^= _fingerprint(key, entry.version)
+        self._digests[self.slot_of(key)] ^= _fingerprint(key, entry.version)
 
     def _make_room(self, cost: int) -> None:
         most = self.max_entries
@@ -326,7 +462,7 @@ class Store:
         self.used -= self._cost(key, entry)
         if entry.deadline is not None:
             self._wheel.discard(key, entry.deadline)
-        self.digests[self._slot_of(key)] ^= _fingerprint(key, entry.version)
+        self._digests[self.slot_of(key)] ^= _fingerprint(key, entry.version)
 
     def _cost(self, key: bytes, entry: Entry) -> int:
         return len(key) + len(entry.value) + self.overhead

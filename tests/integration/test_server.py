@@ -132,6 +132,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def serving(*, limits: Limits = Limits(), memory: int = 64 * MIB, **server_limits: Any) -> AsyncIterator[Node]:
     clock = Clock()
     store = Store(memory, lambda key: key[-1] % 4, 4)
+    store.own(range(4))
     store.complete(range(4))
     service = Service(store, Identity("n1", "boot-1"), lambda: 0, lambda: WALL, limits=limits)
     service.view = View("cluster-1", RING, ("table",))

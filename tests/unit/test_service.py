@@ -20,6 +20,7 @@ RING, OTHER_RING = b"ring", b"other ring"
 TABLE = ("the", "member", "table")
 NS, KEY = b"ns", b"a0"
 SLOTS = 4
+ALL, NONE = b"\x0f", b"\0"  # slots as bitmaps
 WALL = 1_000_000_000_000  # ms since 1970 at the start of each test
 SKEW = 60_000
 STORED, NEWER = Status.STORED, Status.NEWER
@@ -67,6 +68,7 @@ def slot_of(key: bytes) -> int:
 def make_node(*, complete: bool = True, limits: Limits = LIMITS, memory: int = 1_000_000, **options: Any) -> Node:
     clock = Clock()
     store = Store(memory, slot_of, SLOTS, **options)
+    store.own(range(SLOTS))
     if complete:
         store.complete(range(SLOTS))
     service = Service(store, Identity("n1", "boot-1", "9.9"), clock.now, clock.wall, limits=limits, skew=SKEW)
@@ -260,12 +262,19 @@ FENCED: list[tuple[Any, ...]] = [
     ("clear", NS, v(1)),
     ("scan", NS, b"", None),
     ("ready",),
+    ("overview", ALL),
+    ("digests", ALL),
+    ("index", ALL, None),
+    ("close_index", 1),
+    ("fetch", (NS + b"\0" + KEY,)),
+    ("start_over", NONE, ZERO),
 ]
+IN_TEST_COMPARISON = {"inventory"}  # needs an index
 UNFENCED = {"hello", "ping", "table", "stats"}
 
 
 def test_every_method_is_either_fenced_or_about_the_node_alone(node: Node) -> None:
-    assert {call[0] for call in FENCED} | UNFENCED == set(node.service.methods)
+    assert {call[0] for call in FENCED} | UNFENCED | IN_TEST_COMPARISON == set(node.service.methods)
 
 
 @pytest.mark.parametrize("call", FENCED, ids=lambda call: call[0])
@@ -304,7 +313,10 @@ def test_hello_says_who_and_when_and_what_is_allowed(node: Node) -> None:
         "boot": "boot-1",
         "time": WALL + 5,
         "limits": {"max_key": 20, "max_namespace": 5, "max_value": 1000, "max_batch": 8, "frame_room": 1000},
+        "digest": b"",
     }
+    node.service.view = View("cluster-1", RING, TABLE, b"of the table")
+    assert node.raw("hello", PROTOCOL, None, False)["digest"] == b"of the table"
 
 
 @pytest.mark.parametrize("protocol", [0, PROTOCOL + 1, None, "1"])
@@ -338,6 +350,7 @@ def test_stats_tell_what_is_held_what_was_done_and_what_others_add(node: Node) -
     node("get", KEY)
     node("get", b"none")
     node.service.also_report(lambda: {"connections": 3})
+    node.service.also_report(lambda: {"epoch": 7})
     node.clock.passed = 2500
     stats = node.raw("stats")
     expected = {
@@ -348,12 +361,23 @@ def test_stats_tell_what_is_held_what_was_done_and_what_others_add(node: Node) -
         "bytes": len(NS + b"\0" + KEY) + 5 + ENTRY_OVERHEAD,
         "memory_limit": 1_000_000,
         "complete": True,
+        "slots": SLOTS,
+        "slots_complete": SLOTS,
         "hits": 1,
         "misses": 1,
         "writes": 1,
         "connections": 3,
+        "epoch": 7,
     }
     assert {name: stats[name] for name in expected} == expected
+
+
+def test_stats_tell_how_far_completing_is() -> None:
+    node = make_node(complete=False)
+    node.store.own([1, 2, 3])
+    node.store.complete([2])
+    stats = node.raw("stats")
+    assert (stats["complete"], stats["slots"], stats["slots_complete"]) == (False, 3, 1)
 
 
 def test_sweep_forgets_what_expired(node: Node) -> None:

@@ -6,7 +6,7 @@ ever forgotten, promises as sets.  What it recomputes the long way after each st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -43,7 +43,7 @@ class Held:
     version: Version
     flags: int
     deadline: int | None
-    hidden: bool = False  # by a clear; still there until looked at or swept
+    hidden: bool = False  # by a clear or a start over; still there until looked at or swept
 
 
 @attrs.define
@@ -63,7 +63,10 @@ class Model:
         self.forgotten: list[tuple[int, Version]] = []  # everything, ever
         self.promised: dict[bytes, Promised] = {}  # oldest first
         self.met: set[Version] = {ZERO}
+        self.owned: set[int] = set()
         self.completed: set[int] = set()
+        self.ever_promised: list[tuple[int, Version]] = []
+        self.void: list[tuple[int, Version]] = []  # promised before the slot was last completed or started over
 
     # -- what follows from the above
 
@@ -85,6 +88,27 @@ class Model:
 
     def known(self, key: bytes) -> Version:
         return self.held[key].version if key in self.held else self.floor(slot_of(key))
+
+    def counts(self, key: bytes) -> bool:
+        """Whether its word on `key` does."""
+        return slot_of(key) in self.completed or bool(self.owned and self.completed == self.owned)
+
+    def is_void(self, key: bytes, version: Version) -> bool:
+        return version <= self.void_up_to(key)
+
+    def void_up_to(self, key: bytes) -> Version:
+        return max((version for where, version in self.void if where == slot_of(key)), default=ZERO)
+
+    def end_promises(self, slot: int) -> None:
+        """None made so far will be redeemed; what they kept out stays out."""
+        ended = [(where, version) for where, version in self.ever_promised if where == slot]
+        self.void += ended
+        self.forgotten += ended
+
+    def complete(self, slots: Iterable[int]) -> None:
+        for slot in (self.owned - self.completed).intersection(slots):
+            self.completed.add(slot)
+            self.end_promises(slot)
 
     def top(self, key: bytes) -> Version:
         return max(self.promised[key].versions) if key in self.promised else ZERO
@@ -136,7 +160,11 @@ class Model:
         self.promised[key] = promised
         while len(self.promised) > PROMISES:
             self.drop_promise(next(iter(self.promised)))
-        self.met.add(max(promised.versions))
+
+    def promised_one(self, key: bytes, version: Version) -> None:
+        """What is told of every promise, also of one made again."""
+        self.met.add(version)
+        self.ever_promised.append((slot_of(key), version))
 
     def in_the_way(self, key: bytes, version: Version) -> tuple[Status, Version] | None:
         """Of a set or delete."""
@@ -150,6 +178,8 @@ versions_away = st.integers(-6, 4)
 lifetimes = st.sampled_from([None, None, 1, 700, 1_500, 5_000])
 keys = st.sampled_from(KEYS)
 values = st.integers(0, 95).map(bytes)  # the largest have no room even in an empty store
+slots = st.sets(st.integers(0, SLOTS - 1))
+all_slots = st.just(set(range(SLOTS)))
 small_values = st.integers(0, 20).map(bytes)
 
 
@@ -188,7 +218,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def books(self) -> tuple[object, ...]:
         store = self.store
-        return store.keys(), store.used, store.newest, list(store.floors), list(store.digests), len(store.promises)
+        return store.keys(), store.used, store.newest, list(store.floors), list(store._digests), len(store.promises)
 
     def expect_write(self, key: bytes, held: Held, write: Callable[[], Any]) -> None:
         if self.model.put(key, held):
@@ -277,7 +307,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         if held is not None and held.version == version:
             assert self.twice(write) == (STORED, version)
-        elif key in model.promised and version in model.promised[key].versions:
+        elif key in model.promised and version in model.promised[key].versions and not model.is_void(key, version):
             model.promised[key].versions -= {lower for lower in model.promised[key].versions if lower <= version}
             if not model.promised[key].versions:
                 del model.promised[key]
@@ -303,7 +333,8 @@ class StoreMachine(RuleBasedStateMachine):
         standing, promised = model.promised.get(key), False
         readable = held if held_version > limit else None
         stands = standing is not None and version in standing.versions
-        if readable is None and (version > model.known(key) or stands):
+        may = model.counts(key) and not model.is_void(key, version)
+        if readable is None and may and (version > model.known(key) or stands):
             old = standing is not None and self.now >= standing.since + PATIENCE
             if standing is None or (standing.ballot and old and version > max(standing.versions)):
                 model.promise(key, Promised({version}, False, self.now))
@@ -312,6 +343,8 @@ class StoreMachine(RuleBasedStateMachine):
                 promised = True
                 if version not in standing.versions:
                     model.promise(key, Promised(standing.versions | {version}, False, self.now))
+        if promised:
+            model.promised_one(key, version)
         entry, answer = self.twice(lambda: self.store.claim(key, version, limit, self.now))
         self.same(entry, readable)
         assert answer == promised
@@ -321,8 +354,13 @@ class StoreMachine(RuleBasedStateMachine):
         version, model = self.version(away), self.model
         held, standing = model.look(key, self.now), model.promised.get(key)
         status, known, entry = self.twice(lambda: self.store.prepare(key, version, self.now))
-        if version <= model.known(key) and not (standing is not None and version in standing.versions):
-            assert (status, known, entry) == (NEWER, model.known(key), None)
+        if not model.counts(key):
+            assert (status, known) == (STORED, model.known(key))
+            self.same(entry, held)
+            return
+        stands = standing is not None and version in standing.versions
+        if model.is_void(key, version) or (version <= model.known(key) and not stands):
+            assert (status, known, entry) == (NEWER, max(model.known(key), model.void_up_to(key)), None)
             return
         if standing is not None and not (standing.ballot and standing.versions == {version}):
             young_ballot = standing.ballot and self.now < standing.since + PATIENCE
@@ -331,6 +369,7 @@ class StoreMachine(RuleBasedStateMachine):
                 return
         if standing is None or not standing.ballot or standing.versions != {version}:
             model.promise(key, Promised({version}, True, self.now))
+        model.promised_one(key, version)
         assert (status, known) == (STORED, model.known(key))
         self.same(entry, held)
 
@@ -345,11 +384,58 @@ class StoreMachine(RuleBasedStateMachine):
         model.met.add(version)
         self.twice(lambda: self.store.clear(prefix, version, self.now))
 
-    @rule(slots=st.sets(st.integers(0, SLOTS - 1)))
+    @rule(key=keys, away=versions_away)
+    def drop(self, key: bytes, away: int) -> None:
+        version, model = self.version(away), self.model
+        held = model.look(key, self.now)
+        dropped = held is not None and held.version <= version
+        if dropped:
+            model.forget(key)
+        assert self.store.drop(key, version, self.now) == dropped
+        assert not self.store.drop(key, version, self.now)
+
+    # -- what is known of the slots
+
+    @rule(slots=slots)
+    def own(self, slots: Any) -> None:
+        self.model.owned = slots
+        self.model.completed = self.model.completed & slots
+        self.twice(lambda: self.store.own(slots))
+
+    @rule(slots=slots | all_slots)
     def complete(self, slots: Any) -> None:
-        self.model.completed |= slots
-        self.model.promised.clear()
+        self.model.complete(slots)
         self.twice(lambda: self.store.complete(slots))
+
+    @rule()
+    def own_and_complete_all(self) -> None:
+        """Else too few promises would ever be made."""
+        self.own(set(range(SLOTS)))
+        self.complete(set(range(SLOTS)))
+
+    @rule()
+    def doubt(self) -> None:
+        self.model.completed = set()
+        self.twice(self.store.doubt)
+
+    @rule(slot=st.integers(0, SLOTS - 1), away=versions_away)
+    def raise_floor(self, slot: int, away: int) -> None:
+        version = self.version(away)
+        self.model.forgotten.append((slot, version))
+        self.model.met.add(version)
+        self.twice(lambda: self.store.raise_floor(slot, version))
+
+    @rule(slots=slots, away=versions_away)
+    def start_over(self, slots: Any, away: int) -> None:
+        version, model = self.version(away), self.model
+        for key, held in model.held.items():
+            held.hidden = held.hidden or (slot_of(key) in slots and held.version <= version)
+        for slot in slots:
+            model.forgotten.append((slot, version))
+            model.met.add(version)
+            model.end_promises(slot)
+        model.complete(slots)
+        self.twice(lambda: self.store.start_over(slots, version))
 
     # -- time
 
@@ -384,6 +470,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.model.look(key, self.now) is None
         assert not self.overdue()
         assert not any(held.hidden for held in self.model.held.values())
+        assert not self.store._hiding
 
     def overdue(self) -> Any:
         """The keys whose deadline lies in a second that is over."""
@@ -407,8 +494,17 @@ class StoreMachine(RuleBasedStateMachine):
         assert [self.store.floor(key) for key in KEYS] == [self.model.floor(slot_of(key)) for key in KEYS]
 
     @invariant()
+    def barriers_are_the_highest_version_forgotten_or_promised(self) -> None:
+        for slot in range(SLOTS):
+            promised = [version for where, version in self.model.ever_promised if where == slot]
+            assert self.store.barrier(slot) == max([self.model.floor(slot), *promised])
+
+    @invariant()
     def digests_are_the_xor_over_all_entries(self) -> None:
-        assert list(self.store.digests) == [self.model.digest(slot) for slot in range(SLOTS)]
+        digests = [self.model.digest(slot) for slot in range(SLOTS)]
+        assert list(self.store._digests) == digests
+        if not self.store._hiding:
+            assert self.store.digests_of(range(SLOTS)) == digests
 
     @invariant()
     def newest_is_the_highest_version_met(self) -> None:
@@ -420,8 +516,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def complete_bits_are_as_set(self) -> None:
-        assert [self.store.is_complete(key) for key in KEYS] == [slot_of(key) in self.model.completed for key in KEYS]
-        assert self.store.all_complete == (len(self.model.completed) == SLOTS)
+        owned, completed = self.model.owned, self.model.completed
+        assert [self.store.is_complete(key) for key in KEYS] == [self.model.counts(key) for key in KEYS]
+        assert self.store.all_complete == bool(owned and completed == owned)
+        assert {slot for slot in range(SLOTS) if self.store.complete_bits[slot]} == completed
+        assert (set(self.store.owned), set(self.store.incomplete())) == (owned, owned - completed)
+        assert self.store.progress() == (len(completed), len(owned))
 
     @invariant()
     def the_wheel_holds_what_will_expire(self) -> None:
