@@ -15,16 +15,9 @@ import attrs
 from dcache.errors import DcacheError, NodeError, ProtocolError, SerializationError, ValueTooLarge
 from dcache.ops.context import DEFAULT, Context, K, Key, TtlOrDefault
 from dcache.ops.effects import Call, Link, Op, Reply, Round
-from dcache.ops.quorum import (
-    ReadRound,
-    Verdict,
-    WriteRound,
-    explain_read,
-    explain_write,
-    quorum_error,
-)
-from dcache.ops.read import Missed, check_in_time, decoded, read_record
-from dcache.ops.write import attempt, next_version
+from dcache.ops.quorum import ReadRound, Verdict, WriteRound
+from dcache.ops.read import Missed, check_in_time, decoded, read_record, read_round, settled
+from dcache.ops.write import attempt, next_version, write_error
 from dcache.record import Record, Version
 from dcache.wire import Limits
 
@@ -150,12 +143,13 @@ def read_records(ctx: Context, keys: Sequence[bytes]) -> Op[dict[bytes, Record]]
     found: dict[bytes, Record] = {}
     unsettled: dict[bytes, Verdict] = {}
     for key, part in parts.items():
-        verdict = _verdict(ctx, part.round)
+        assert isinstance(part.round, ReadRound)
+        verdict, hold = settled(ctx, "get_many", part.round), part.round.hold
         if verdict.candidate is None:
             continue
-        if len(verdict.holders) >= ctx.hold:
+        if hold.met(verdict.holders):
             found[key] = verdict.record()
-        elif verdict.votes >= ctx.hold:
+        elif hold.met(verdict.voters):
             unsettled[key] = verdict
     if unsettled:
         found.update((yield from _write_back(ctx, unsettled)))
@@ -163,16 +157,7 @@ def read_records(ctx: Context, keys: Sequence[bytes]) -> Op[dict[bytes, Record]]
 
 
 def _read_round(ctx: Context, key: bytes) -> ReadRound:
-    calls = [Call(node, "get", ()) for node in ctx.readers(key)]
-    return ReadRound(calls[: ctx.reads], calls[ctx.reads :], ctx.reads, ctx.hold, ctx.strict)
-
-
-def _verdict(ctx: Context, round_: Round) -> Verdict:
-    assert isinstance(round_, ReadRound)
-    verdict = round_.verdict()
-    if verdict.complete < ctx.reads and (ctx.strict or not round_.replies):
-        raise quorum_error("get_many", round_, ctx.reads, verdict.complete, in_doubt=False, explain=explain_read)
-    return verdict
+    return read_round(ctx, key, [Call(node, "get", ()) for node in ctx.readers(key)])
 
 
 def _write_back(ctx: Context, unsettled: Mapping[bytes, Verdict]) -> Op[dict[bytes, Record]]:
@@ -183,8 +168,8 @@ def _write_back(ctx: Context, unsettled: Mapping[bytes, Verdict]) -> Op[dict[byt
     found = {}
     for key, part in parts.items():
         assert isinstance(part.round, WriteRound)
-        check_in_time(part.round, ctx.hold)
-        if part.round.got() >= ctx.hold:
+        check_in_time(part.round)
+        if part.round.enough():
             found[key] = unsettled[key].record()
         elif part.round.highest_newer() is not None:
             record = yield from read_record(ctx, key)
@@ -198,7 +183,7 @@ def _copy_part(ctx: Context, key: bytes, verdict: Verdict) -> Part:
     asked = {reply.node for reply in (*verdict.holders, *verdict.behind)}
     calls = [Call(reply.node, "copy", ()) for reply in verdict.behind]
     spares = [Call(node, "copy", ()) for node in ctx.owners(key) if node not in asked]
-    round_ = WriteRound(calls, ctx.hold, spares=spares, already=verdict.holders)
+    round_ = WriteRound(calls, ctx.quorums(key).hold, spares=spares, already=verdict.holders)
     item = (key, record.version, record.value, record.flags, record.ttl)
     return Part(round_, item, len(key) + len(record.value) + ITEM_OVERHEAD)
 
@@ -221,18 +206,7 @@ def write_many(ctx: Context, method: str, items: Mapping[bytes, Versioned], size
             version = next_version(ctx, rounds[key])
             if version is not None:
                 versions[key] = version
-    errors = {
-        key: quorum_error(
-            method,
-            made[-1],
-            ctx.writes,
-            made[-1].got(),
-            in_doubt=any(round_.in_doubt() for round_ in made),
-            explain=explain_write,
-        )
-        for key, made in rounds.items()
-        if made[-1].got() < ctx.writes
-    }
+    errors = {key: write_error(method, made) for key, made in rounds.items() if not made[-1].enough()}
     return _Written({key: made[-1] for key, made in rounds.items()}, errors)
 
 
@@ -244,7 +218,8 @@ class _Written:
 
 def _write_part(ctx: Context, key: bytes, item: tuple[Any, ...], size: int, before: Sequence[WriteRound]) -> Part:
     calls = [Call(node, "", ()) for node in ctx.writers(key)]
-    return Part(attempt(ctx, calls, before), item, len(key) + size + ITEM_OVERHEAD)
+    spares = [Call(node, "", ()) for node in ctx.stand_ins(key)]
+    return Part(attempt(ctx.quorums(key), calls, before, spares), item, len(key) + size + ITEM_OVERHEAD)
 
 
 def _written(part: Part) -> WriteRound:

@@ -11,8 +11,8 @@ import attrs
 from dcache.errors import ClockSkew, ClusterMismatch, NodeError, NoNodesAvailable, ProtocolError
 from dcache.membership import Member, MemberTable
 from dcache.ops.context import Context, Key
-from dcache.ops.effects import Call, FirstOf, Gather, Link, Op, Reply, Round, Sleep
-from dcache.ops.quorum import check_answer, explain_read, majority, quorum_error
+from dcache.ops.effects import Call, FirstOf, Gather, Link, Op, Reply, Sleep
+from dcache.ops.quorum import Quorum, QuorumRound, check_answer, explain_read, majority, quorum_error
 from dcache.record import ZERO, Version
 from dcache.wire import Code
 
@@ -65,21 +65,17 @@ def members(ctx: Context) -> Op[tuple[Member, ...]]:
 
 
 def _one_after_another(ctx: Context, method: str) -> tuple[list[Call], list[Call]]:
-    calls = [Call(node, method, ()) for node in _nodes(ctx)]
+    calls = [Call(node, method, ()) for node in ctx.nodes]
     turn = next(ctx.shared.turn) % len(calls)
     calls = calls[turn:] + calls[:turn]
     return calls[:1], calls[1:]
-
-
-def _nodes(ctx: Context) -> list[str]:
-    return [node.name for node in ctx.table.ring.nodes]
 
 
 class _TimedGather(Gather):
     """Everybody's answer, with the seconds that each took."""
 
     def __init__(self, ctx: Context, method: str) -> None:
-        super().__init__([Call(node, method, ()) for node in _nodes(ctx)])
+        super().__init__([Call(node, method, ()) for node in ctx.nodes])
         self._clock = ctx.shared.monotonic
         self._start = self._clock()
         self.seconds: dict[str, float] = {}
@@ -100,7 +96,7 @@ def ping(ctx: Context) -> Op[dict[str, float]]:
 
 def stats(ctx: Context) -> Op[dict[str, Any]]:
     """{"client": counters of this client, "nodes": {name: the node's statistics, or {"error": why not}}}."""
-    round_ = Gather([Call(node, "stats", ()) for node in _nodes(ctx)])
+    round_ = Gather([Call(node, "stats", ()) for node in ctx.nodes])
     yield round_
     nodes: dict[str, Any] = {failure.node: {"error": str(failure.error)} for failure in round_.failures}
     nodes.update({reply.node: dict(reply.result) for reply in round_.replies})
@@ -109,16 +105,16 @@ def stats(ctx: Context) -> Op[dict[str, Any]]:
 
 def wait_ready(ctx: Context) -> Op[None]:
     """Until so many members answer, and know their slots, that every key can be read and written."""
+    needed = ctx.everywhere(lambda n: max(ctx.reads(n), ctx.writes(n)))
     while True:
-        round_ = Gather([Call(node, "ready", (ctx.fingerprint,)) for node in _nodes(ctx)])
+        round_ = Gather([Call(node, "ready", (ctx.fingerprint,)) for node in ctx.nodes])
         yield round_
-        ready = sum(reply.result is True for reply in round_.replies)
-        spare = ctx.owner_count - max(ctx.reads, ctx.writes)
-        needed = len(_nodes(ctx)) - spare
-        if ready >= needed:
+        ready = [reply for reply in round_.replies if reply.result is True]
+        if needed.met(ready):
             return
         if round_.expired:
-            raise quorum_error("wait_ready", round_, needed, ready, in_doubt=False, explain=_explain_ready)
+            shortage = needed.shortage(ready)
+            raise quorum_error("wait_ready", round_, shortage, in_doubt=False, explain=_explain_ready)
         yield Sleep(READY_PAUSE)
 
 
@@ -126,24 +122,20 @@ def _explain_ready(reply: Reply) -> str | None:
     return None if reply.result is True else "has not completed its slots since it started"
 
 
-class _EverySlot(Round):
-    """Answers of so many complete nodes that every slot has `needed` of its owners among them."""
+class _EverySlot(QuorumRound):
+    """Answers of so many complete nodes that every slot has enough of its owners among them."""
 
-    def __init__(self, ctx: Context, calls: Sequence[Call], needed: int) -> None:
+    def __init__(self, calls: Sequence[Call], needed: Quorum) -> None:
         super().__init__(calls)
-        self.tolerable = ctx.owner_count - needed
-        self.nodes = len(calls)
+        self.needed = needed
 
     def check(self, call: Call, result: Any) -> None:
         if type(result) is not tuple or len(result) != 2 or type(result[1]) is not bytes:
             raise ProtocolError("an answer about all slots is whether they are complete, and a version")
 
-    def got(self) -> int:
-        return sum(reply.result[0] is True for reply in self.live())
-
-    def missing(self) -> int:
-        # Any set of owners lacks at most the nodes that are missing altogether.
-        return self.nodes - self.tolerable - self.got()
+    def wanted(self) -> tuple[Quorum, Sequence[Reply]]:
+        complete = [reply for reply in self.live() if reply.result[0] is True]
+        return self.needed, complete
 
 
 def clear(ctx: Context) -> Op[None]:
@@ -155,20 +147,19 @@ def clear(ctx: Context) -> Op[None]:
 
 
 def _everywhere(ctx: Context, method: str, params: tuple[Any, ...], in_doubt: bool) -> Op[list[Reply]]:
-    needed = max(ctx.writes, majority(ctx.owner_count)) if ctx.strict else 1
-    calls = [ctx.call(node, method, *params) for node in _nodes(ctx)]
-    round_ = _EverySlot(ctx, calls, needed)
+    needed = ctx.everywhere(lambda n: max(ctx.writes(n), majority(n)) if ctx.strict else 1)
+    round_ = _EverySlot([ctx.call(node, method, *params) for node in ctx.nodes], needed)
     yield round_
-    if round_.missing() > 0:
-        wanted, got = round_.nodes - round_.tolerable, round_.got()
-        raise quorum_error(method, round_, wanted, got, in_doubt=in_doubt, explain=explain_read)
+    if not round_.enough():
+        raise quorum_error(method, round_, round_.shortage(), in_doubt=in_doubt, explain=explain_read)
     return round_.live()
 
 
 @attrs.frozen
 class ScanState:
-    """How far a scan has come: the cursor at each node that has more, and the nodes that are away."""
+    """How far a scan has come under one ring: the cursor at each node that has more, and the nodes that are away."""
 
+    fingerprint: bytes
     cursors: Mapping[str, tuple[int, int] | None]
     away: frozenset[str] = frozenset()
 
@@ -184,23 +175,23 @@ class _ScanRound(Gather):
 def scan_page(ctx: Context, prefix: bytes, state: ScanState | None) -> Op[tuple[list[bytes], ScanState | None]]:
     """The next keys, and the state to go on with or None at the end.  A key may come more than once.
 
-    `QuorumError` if so many nodes are away that some keys might not be seen at all.
+    When the ring has changed the scan begins anew: what it has not seen may have moved to where it has been.
+    `QuorumError` if so many nodes are away that some keys might not be seen at all; in available mode if all are.
     """
-    if state is None:
-        state = ScanState(dict.fromkeys(_nodes(ctx)))
-    calls = [ctx.call(node, "scan", prefix, cursor) for node, cursor in state.cursors.items()]
-    round_ = _ScanRound(calls)
+    if state is None or state.fingerprint != ctx.fingerprint:
+        state = ScanState(ctx.fingerprint, dict.fromkeys(ctx.nodes))
+    round_ = _ScanRound([ctx.call(node, "scan", prefix, cursor) for node, cursor in state.cursors.items()])
     yield round_
     cursors = {reply.node: reply.result[0] for reply in round_.replies if reply.result[0] is not None}
     restarted = {failure.node for failure in round_.failures if _cursor_lost(failure.error)}
     cursors.update(dict.fromkeys(restarted))
     away = state.away | {failure.node for failure in round_.failures} - restarted
-    needed = len(_nodes(ctx)) - (ctx.owner_count - majority(ctx.owner_count))
-    got = len(_nodes(ctx)) - len(away)
-    if ctx.strict and got < needed:
-        raise quorum_error("scan", round_, needed, got, in_doubt=False, explain=lambda reply: None)
+    needed = ctx.everywhere(majority) if ctx.strict else Quorum(1)
+    there = [Call(node, "scan", ()) for node in ctx.nodes if node not in away]
+    if not needed.met(there):
+        raise quorum_error("scan", round_, needed.shortage(there), in_doubt=False, explain=lambda reply: None)
     keys = [key for reply in round_.replies for key in reply.result[1]]
-    return keys, ScanState(cursors, away) if cursors else None
+    return keys, ScanState(ctx.fingerprint, cursors, away) if cursors else None
 
 
 def _cursor_lost(error: Exception) -> bool:

@@ -20,7 +20,16 @@ from dcache.errors import InvalidKey
 from dcache.membership import MemberTable
 from dcache.ops.backoff import Backoff
 from dcache.ops.effects import Call
-from dcache.ops.quorum import QuorumSpec, check_quorum, majority, quorum_size
+from dcache.ops.quorum import (
+    NOBODY,
+    Quorum,
+    QuorumSpec,
+    check_quorum,
+    is_single,
+    majority,
+    quorum_on,
+    quorum_size,
+)
 from dcache.record import VersionClock
 from dcache.ring import slot_of
 from dcache.wire import Limits, check_key, storage_key
@@ -133,6 +142,8 @@ class Counters:
     fills: int = 0
     fills_refused: int = 0
     computed_without_cache: int = 0
+    hedges: int = 0
+    reruns: int = 0
 
 
 @attrs.frozen(eq=False)
@@ -148,31 +159,104 @@ class Shared:
     turn: Iterator[int] = attrs.field(factory=itertools.count)
 
 
+@attrs.frozen(eq=False)
+class Quorums:
+    """What is enough for a key: to be heard by a read, to acknowledge a write, to `hold` what a read returns, and to be
+    a majority of its owners."""
+
+    reads: Quorum
+    writes: Quorum
+    hold: Quorum
+    majority: Quorum
+
+
+@attrs.frozen(eq=False)
+class Placement:
+    """Who owns the keys of a slot, and what is enough of them.  The first `both` of the owners own it on both rings."""
+
+    owners: tuple[str, ...]
+    both: int
+    quorums: Quorums
+
+
+Sizes = Callable[[int], int]  # for so many owners, how many are enough
+
+
 @attrs.frozen(eq=False, slots=False)
 class Context:
-    """See the module.  `needs` and the like take the number of owners from the ring."""
+    """See the module.
+
+    `strict` is whether reads and writes take a majority, and neither was asked for as a single one.  While the ring
+    changes, quorums are to be had on each of the two rings; slots whose owners are the same on both go by one.
+    """
 
     table: MemberTable
     options: Options
     shared: Shared
     fingerprint: bytes = attrs.field(init=False)
-    owner_count: int = attrs.field(init=False)
-    reads: int = attrs.field(init=False)
-    writes: int = attrs.field(init=False)
     strict: bool = attrs.field(init=False)
+    nodes: tuple[str, ...] = attrs.field(init=False)
+    _copies: tuple[int, ...] = attrs.field(init=False)  # how many owners a slot has, on each ring
+    _quorums: Quorums = attrs.field(init=False)  # of a slot with one set of owners
+    _down: frozenset[str] = attrs.field(init=False)
+    _placements: dict[int, Placement] | None = attrs.field(init=False)  # by slot; None with one ring
 
     def __attrs_post_init__(self) -> None:
-        n = min(self.table.settings.replicas, len(self.table.ring))
-        reads, writes = quorum_size(self.options.read_quorum, n), quorum_size(self.options.write_quorum, n)
-        derived = {"fingerprint": self.table.fingerprint, "owner_count": n, "reads": reads, "writes": writes}
-        derived["strict"] = reads >= majority(n) and writes >= majority(n)
+        table, rings = self.table, self.table.rings
+        copies = tuple(min(table.settings.replicas, len(ring)) for ring in rings)
+        derived = {
+            "fingerprint": table.fingerprint,
+            "strict": all(self._takes_majorities(n) for n in copies),
+            "nodes": tuple(sorted({node.name for ring in rings for node in ring.nodes})),
+            "_copies": copies,
+            "_down": table.down,
+            "_placements": None if len(rings) == 1 else {},
+        }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "_quorums", self._quorums_of([(frozenset(), copies[0])]))
 
-    @property
-    def hold(self) -> int:
-        """How many owners must hold what a read returns."""
-        return majority(self.owner_count) if self.strict else 0
+    def _takes_majorities(self, n: int) -> bool:
+        specs = self.options.read_quorum, self.options.write_quorum
+        return not any(is_single(spec) or quorum_size(spec, n) < majority(n) for spec in specs)
+
+    def _quorums_of(self, rings: Sequence[tuple[frozenset[str], int]]) -> Quorums:
+        """For the sets of owners on each ring, with their sizes.  In available mode any nodes count."""
+
+        def on_each(sizes: Sizes) -> Quorum:
+            return quorum_on([(owners, sizes(n)) for owners, n in rings])
+
+        def of_any(sizes: Sizes) -> Quorum:
+            return Quorum(max(sizes(n) for _, n in rings))
+
+        wanted = on_each if self.strict else of_any
+        majorities = on_each(majority)
+        return Quorums(
+            reads=wanted(self.reads),
+            writes=wanted(self.writes),
+            hold=majorities if self.strict else NOBODY,
+            majority=majorities,
+        )
+
+    def reads(self, n: int) -> int:
+        """How many of `n` owners a read is to hear."""
+        return quorum_size(self.options.read_quorum, n)
+
+    def writes(self, n: int) -> int:
+        """How many of `n` owners are to acknowledge a write."""
+        return quorum_size(self.options.write_quorum, n)
+
+    def everywhere(self, sizes: Sizes) -> Quorum:
+        """So many of `nodes` that every slot has `sizes(n)` of its n owners among them, on each ring.
+
+        Any set of owners lacks at most the nodes that are missing altogether.
+        """
+        return quorum_on(
+            [
+                (frozenset(node.name for node in ring.nodes), len(ring) - n + sizes(n))
+                for ring, n in zip(self.table.rings, self._copies, strict=True)
+            ]
+        )
 
     def key(self, key: Key) -> bytes:
         return key_to_bytes(key, self.shared.limits)
@@ -180,26 +264,71 @@ class Context:
     def ttl(self, ttl: TtlOrDefault) -> int | None:
         return ttl_to_ms(ttl, self.options.default_ttl)
 
+    def quorums(self, key: bytes) -> Quorums:
+        """What is enough for a key's bytes."""
+        if self._placements is None:
+            return self._quorums
+        return self._placement(self._slot(key), self._placements).quorums
+
     def owners(self, key: bytes) -> Sequence[str]:
-        """The owners of a key's bytes in preference order."""
-        return self.table.ring.slot_owners(self._slot(key), self.owner_count)
+        """The owners of a key's bytes in preference order; while the ring changes those on both rings first."""
+        return self._owners(self._slot(key))[0]
 
     def writers(self, key: bytes) -> Sequence[str]:
         """The nodes a write of `key` goes to: its owners; in available mode the next nodes replace those in trouble."""
-        return self.owners(key) if self.strict else self._everyone(key)[: self.owner_count]
+        slot = self._slot(key)
+        owners = self._owners(slot)[0]
+        return owners if self.strict else self._everyone(slot)[: len(owners)]
+
+    def stand_ins(self, key: bytes) -> Sequence[str]:
+        """The nodes a write goes to where it fails at a writer: in available mode the next ones, else none."""
+        if self.strict:
+            return ()
+        slot = self._slot(key)
+        return self._everyone(slot)[len(self._owners(slot)[0]) :]
 
     def readers(self, key: bytes) -> Sequence[str]:
         """The nodes to ask about `key`, the next to ask first: owners take turns, those in trouble come last."""
+        slot = self._slot(key)
         if not self.strict:
-            return self._everyone(key)
-        owners = self.owners(key)
-        turn = next(self.shared.turn) % self.owner_count
-        rotated = (*owners[turn:], *owners[:turn]) if turn else owners
-        return self.shared.backoff.rank(rotated, self.shared.monotonic())
+            return self._everyone(slot)
+        owners, both = self._owners(slot)
+        turn = next(self.shared.turn) % (both or 1)
+        return self._ranked((*owners[turn:both], *owners[:turn], *owners[both:]) if turn else owners)
 
-    def _everyone(self, key: bytes) -> Sequence[str]:
-        ring = self.table.ring
-        return self.shared.backoff.rank(ring.slot_owners(self._slot(key), len(ring)), self.shared.monotonic())
+    def _owners(self, slot: int) -> tuple[tuple[str, ...], int]:
+        """The owners, and how many of them are the same on all rings."""
+        if self._placements is None:
+            n = self._copies[0]
+            return self.table.ring.slot_owners(slot, n), n
+        placement = self._placement(slot, self._placements)
+        return placement.owners, placement.both
+
+    def _placement(self, slot: int, known: dict[int, Placement]) -> Placement:
+        """Where a slot's keys are while the ring changes."""
+        placement = known.get(slot)
+        if placement is None:
+            old, following = self.table.owners(slot)
+            both = tuple(node for node in old if node in following)
+            owners = tuple(dict.fromkeys((*both, *old, *following)))
+            sets = [(frozenset(some), len(some)) for some in (old, following)]
+            quorums = self._quorums if len(both) == len(owners) else self._quorums_of(sets)
+            placement = known[slot] = Placement(owners, len(both), quorums)
+        return placement
+
+    def _everyone(self, slot: int) -> Sequence[str]:
+        orders = [ring.slot_owners(slot, len(ring)) for ring in self.table.rings]
+        if len(orders) == 1:
+            return self._ranked(orders[0])
+        owners, _ = self._owners(slot)
+        return self._ranked(tuple(dict.fromkeys((*owners, *orders[0], *orders[1]))))
+
+    def _ranked(self, nodes: Sequence[str]) -> Sequence[str]:
+        """`nodes` in the same order, those last that are in trouble or said to be down."""
+        backoff, now, down = self.shared.backoff, self.shared.monotonic(), self._down
+        if not down:
+            return backoff.rank(nodes, now)
+        return sorted(nodes, key=lambda node: 2 if node in down else backoff.trouble(node, now))
 
     def _slot(self, key: bytes) -> int:
         return slot_of(storage_key(self.options.prefix, key), self.table.settings.ring_seed)

@@ -6,6 +6,7 @@ round itself.  The driver's part in a round is small and the same everywhere:
     send every call of `begin()`; then, until `over()`:
         a reply came      -> send what `replied(...)` returns
         a call failed     -> send what `failed(...)` returns
+        one is overdue    -> send what `hedge()` returns (later than nearly all answers of that node; not too often)
         it takes long     -> send what `late()` returns (each time another quarter of the operation's time is gone)
         the deadline came -> `expire()`, and the round is over
 
@@ -16,6 +17,7 @@ memory no longer knows what it answered.  So replies carry their link, and all c
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from math import inf
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dcache.errors import ProtocolError
@@ -63,8 +65,11 @@ class LeftAlone(ConnectionError):
 class Round:
     """Calls to be made at once, spare calls for when some bring nothing, and when enough replies are in.
 
-    Subclasses say what is enough in `missing`.
+    Subclasses say what is enough in `missing`, and in `lacks` if not every reply is worth the same.  The last
+    `reserved` spares are not called for haste alone.
     """
+
+    reserved: float = inf
 
     def __init__(self, calls: Sequence[Call], spares: Sequence[Call] = ()) -> None:
         self.calls = calls
@@ -77,6 +82,10 @@ class Round:
     def missing(self) -> int:
         """How many more useful replies are needed; 0 or less when there are enough."""
         raise NotImplementedError
+
+    def lacks(self, *more: Sequence[Call]) -> int:
+        """What would be missing if all of `more` brought useful replies."""
+        return self.missing() - sum(map(len, more))
 
     def check(self, call: Call, result: Any) -> None:
         """Look at a result; `ProtocolError` if it is not what the method returns."""
@@ -96,16 +105,20 @@ class Round:
             return self.failed(call, error, sent=True)
         self.pending.remove(call)
         self.replies.append(Reply(call.node, result, link))
-        return self._reinforce(0)
+        return self._reinforce(self.pending)
 
     def failed(self, call: Call, error: Exception, sent: bool) -> Sequence[Call]:
         self.pending.remove(call)
         self.failures.append(Failure(call.node, error, sent))
-        return self._reinforce(0)
+        return self._reinforce(self.pending)
 
     def late(self) -> Sequence[Call]:
         """What is pending takes long: race it with spares."""
-        return self._reinforce(len(self.pending))
+        return self._reinforce(())
+
+    def hedge(self) -> Sequence[Call]:
+        """One more spare, because a call takes longer than usual: nothing is wrong with it so far."""
+        return self._reinforce((), 1) if len(self.spares) > self.reserved else ()
 
     def expire(self) -> None:
         """The deadline came: whatever is pending will not be waited for."""
@@ -116,15 +129,23 @@ class Round:
 
     def over(self) -> bool:
         """Whether there is enough, or nothing left that could still bring it."""
-        missing = self.missing()
-        return missing <= 0 or missing > len(self.pending) + len(self.spares)
+        return self.missing() <= 0 or self.lacks(self.pending, self.spares) > 0
 
-    def _reinforce(self, slow: int) -> Sequence[Call]:
-        """Send as many spares as keep the promising calls, those pending and not slow, level with what is missing."""
-        wanted = self.missing() - (len(self.pending) - slow)
-        if wanted <= 0 or not self.spares:
+    def _reinforce(self, promising: Sequence[Call], most: float = inf) -> Sequence[Call]:
+        """Send the spares, `most` at most, that are of use beside the calls that are `promising`."""
+        if not self.spares:
             return ()
-        more, self.spares = self.spares[:wanted], self.spares[wanted:]
+        more: list[Call] = []
+        lacking = self.lacks(promising)
+        for spare in self.spares:
+            if lacking <= 0 or len(more) >= most:
+                break
+            left = self.lacks(promising, more, (spare,))
+            if left < lacking:
+                lacking = left
+                more.append(spare)
+        for spare in more:
+            self.spares.remove(spare)
         self.pending.extend(more)
         return more
 

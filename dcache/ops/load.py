@@ -8,7 +8,7 @@ Therefore the read carries a version, the *claim*, and the owners that lack the 
 The fill is written with the claim's version where the promise still stands.  A set or delete made in between is above
 the claim, whatever the clocks say, because the owners made it so; it voids the promise, and the fill is refused.
 This needs promises of a majority, made before the computation began and by processes that still live: then every set
-or delete meets one of them.
+or delete meets one of them.  If the ring changed meanwhile, a majority is needed by the owners of now, on each ring.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import attrs
 from dcache.ops.context import DEFAULT, Context, Key, TtlOrDefault
 from dcache.ops.effects import Op, Reply
 from dcache.ops.mutate import prepared
-from dcache.ops.quorum import WriteRound, majority
+from dcache.ops.quorum import WriteRound
 from dcache.ops.read import Missed, decoded, read_record
 from dcache.record import Record, Version
 
@@ -79,14 +79,15 @@ def reclaim(ctx: Context, key: Key) -> Op[Claim]:
 def fill(ctx: Context, key: Key, claim: Claim, data: bytes, flags: int, ttl: TtlOrDefault = DEFAULT) -> Op[bool]:
     """Store a computed value where the promises stand; whether it was.  A refused fill is not repeated."""
     raw, life, counters = ctx.key(key), ctx.ttl(ttl), ctx.shared.counters
-    needed = majority(ctx.owner_count) if ctx.strict else ctx.reads
-    if sum(promise.link.alive for promise in claim.promises) < needed:
+    quorums = ctx.quorums(raw)
+    needed = quorums.majority if ctx.strict else quorums.reads
+    if not needed.met([promise for promise in claim.promises if promise.link.alive]):
         counters.fills_refused += 1
         return False
     calls = [ctx.call(node, "accept", raw, claim.version, data, flags, life) for node in ctx.writers(raw)]
-    round_ = WriteRound(calls, ctx.writes)
+    round_ = WriteRound(calls, quorums.writes)
     yield round_
-    stored = round_.got() >= ctx.writes
+    stored = round_.enough()
     counters.fills += stored
     counters.fills_refused += not stored
     return stored

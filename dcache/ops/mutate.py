@@ -20,8 +20,19 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from dcache.ops.context import DEFAULT, Context, Key, TtlOrDefault
-from dcache.ops.effects import Call, Detached, Op, Reply, Round, Sleep
-from dcache.ops.quorum import WriteRound, check_ack, counts, explain_write, judge, majority, quorum_error
+from dcache.ops.effects import Call, Detached, Op, Reply, Sleep
+from dcache.ops.quorum import (
+    Quorum,
+    QuorumRound,
+    WriteRound,
+    check_ack,
+    counts,
+    explain_write,
+    judge,
+    quorum_error,
+    read_wants,
+)
+from dcache.ops.write import write_error
 from dcache.record import ZERO, Record, Version
 from dcache.wire import Status
 
@@ -29,10 +40,10 @@ T = TypeVar("T")
 FIRST_WAIT, LONGEST_WAIT = 0.001, 0.05
 
 
-class PrepareRound(Round):
+class PrepareRound(QuorumRound):
     """Promises of a majority, and enough of them voting for the newest record."""
 
-    def __init__(self, calls: Sequence[Call], needed: int) -> None:
+    def __init__(self, calls: Sequence[Call], needed: Quorum) -> None:
         super().__init__(calls)
         self.needed = needed
 
@@ -42,17 +53,14 @@ class PrepareRound(Round):
     def granted(self) -> list[Reply]:
         return [reply for reply in self.live() if counts(reply.result)]
 
-    def missing(self) -> int:
-        granted = self.granted()
-        if len(granted) < self.needed:
-            return self.needed - len(granted)
-        verdict = judge(_answers(granted))
-        return 0 if verdict.candidate is None else self.needed - verdict.votes
+    def wanted(self) -> tuple[Quorum, Sequence[Reply]]:
+        return read_wants(judge(_answers(self.granted())), self.needed, self.needed)
 
     def newest(self) -> Record | None:
         """The record that the promises vote for, None for absent."""
         verdict = judge(_answers(self.granted()))
-        return verdict.record() if verdict.candidate is not None and verdict.votes >= self.needed else None
+        voted = verdict.candidate is not None and self.needed.met(verdict.voters)
+        return verdict.record() if voted else None
 
     def highest_newer(self) -> Version | None:
         return max((reply.result[2] for reply in self.replies if reply.result[1] == Status.NEWER), default=None)
@@ -77,16 +85,15 @@ class Change(Generic[T]):
 
 def prepared(ctx: Context, key: bytes) -> Op[tuple[Version, PrepareRound]]:
     """A ballot that a majority has promised, however often it takes within the deadline."""
-    needed, ballot, wait = majority(ctx.owner_count), ctx.shared.clock.stamp(), FIRST_WAIT
+    needed, ballot, wait = ctx.quorums(key).majority, ctx.shared.clock.stamp(), FIRST_WAIT
     while True:
         round_ = PrepareRound([ctx.call(node, "prepare", key, ballot) for node in ctx.owners(key)], needed)
         yield round_
-        granted = len(round_.granted())
-        if granted >= needed:
+        if needed.met(round_.granted()):
             return ballot, round_
         newer = round_.highest_newer()
         if newer is None or round_.expired:
-            raise quorum_error("prepare", round_, needed, granted, in_doubt=False, explain=explain_write)
+            raise quorum_error("prepare", round_, round_.shortage(), in_doubt=False, explain=explain_write)
         yield _release(ctx, key, ballot)
         yield Sleep(wait * (0.5 + ctx.shared.random()))
         wait = min(LONGEST_WAIT, wait * 2)
@@ -108,13 +115,11 @@ def change(ctx: Context, what: str, key: bytes, decide: Callable[[Record | None]
             yield _release(ctx, key, ballot)
     if decided.record is None:
         return decided.result
-    needed = round_.needed
     calls = [ctx.call(call.node, "accept", key, ballot, *decided.record) for call in round_.calls]
-    accepting = WriteRound(calls, needed)
+    accepting = WriteRound(calls, round_.needed)
     yield accepting
-    got = accepting.got()
-    if got < needed:
-        raise quorum_error(what, accepting, needed, got, in_doubt=accepting.in_doubt(), explain=explain_write)
+    if not accepting.enough():
+        raise write_error(what, [accepting])
     return decided.result
 
 

@@ -13,12 +13,15 @@ The rules of a strict read, for n owners of which any majority is enough for eve
   something newer, and says nothing about the candidate being the newest.
 * The candidate is returned once a majority of the owners hold it, those that voted and lack it having been written to.
   (More than a majority is never needed, whatever the write quorum: every later strict read meets one of these owners.)
+
+While the ring changes a slot has two sets of owners, those on the old ring and those on the next one.  Then whatever is
+to be enough must be enough among the owners of each, taken by themselves.  `Quorum` knows which of the two it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -54,6 +57,11 @@ def quorum_size(spec: QuorumSpec, n: int) -> int:
     return 1 if spec == "one" else min(int(spec), n)
 
 
+def is_single(spec: QuorumSpec) -> bool:
+    """Whether `spec` asks for one, however many owners there are: also where one is a majority."""
+    return spec in ("one", 1)
+
+
 def check_quorum(name: str, spec: object) -> QuorumSpec:
     """`spec`, if it is one; `ValueError` otherwise."""
     if spec in ("one", "quorum", "all") or (type(spec) is int and spec >= 1):
@@ -61,19 +69,96 @@ def check_quorum(name: str, spec: object) -> QuorumSpec:
     raise ValueError(f'{name} must be "one", "quorum", "all" or a positive int, not {spec!r}')
 
 
+class Shortage(NamedTuple):
+    """How many were needed and how many there were, `on` which ring if there are two."""
+
+    needed: int
+    got: int
+    on: str = ""
+
+
+@attrs.frozen
+class Quorum:
+    """How many are enough: `size` of any that count."""
+
+    size: int
+
+    def lacking(self, counted: Sequence[Reply | Call], *more: Sequence[Reply | Call]) -> int:
+        """How many are needed beside those `counted`, who are all different nodes; 0 or less if these are enough."""
+        lacking = self.size - len(counted)
+        for some in more:
+            lacking -= len(some)
+        return lacking
+
+    def met(self, counted: Sequence[Reply | Call]) -> bool:
+        """Whether those `counted` are enough."""
+        return len(counted) >= self.size
+
+    def shortage(self, counted: Sequence[Reply | Call]) -> Shortage:
+        """What to tell of too few."""
+        return Shortage(self.size, len(counted))
+
+    def split(self, calls: Sequence[Call]) -> tuple[Sequence[Call], Sequence[Call]]:
+        """The first calls that together may be enough, and the others."""
+        return calls[: self.size], calls[self.size :]
+
+
+@attrs.frozen
+class JointQuorum(Quorum):
+    """Enough on the old ring and on the next one: for each the nodes that count there, and how many of them.
+
+    One node may count on both.  `size` is the sum.
+    """
+
+    rings: tuple[tuple[frozenset[str], int], tuple[frozenset[str], int]]
+
+    def lacking(self, counted: Sequence[Reply | Call], *more: Sequence[Reply | Call]) -> int:
+        """The sum of what is lacking on the two rings."""
+        nodes = {each.node for some in (counted, *more) for each in some}
+        return sum(max(0, size - len(members & nodes)) for members, size in self.rings)
+
+    def met(self, counted: Sequence[Reply | Call]) -> bool:
+        return self.lacking(counted) == 0
+
+    def shortage(self, counted: Sequence[Reply | Call]) -> Shortage:
+        """Of the ring that lacks more."""
+        nodes = {each.node for each in counted}
+        short = [
+            Shortage(size, len(members & nodes), on)
+            for (members, size), on in zip(self.rings, (" on the old ring", " on the next ring"), strict=True)
+        ]
+        return max(short, key=lambda shortage: shortage.needed - shortage.got)
+
+    def split(self, calls: Sequence[Call]) -> tuple[Sequence[Call], Sequence[Call]]:
+        enough = next((n for n in range(len(calls)) if self.met(calls[:n])), len(calls))
+        return calls[:enough], calls[enough:]
+
+
+def quorum_on(rings: Sequence[tuple[frozenset[str], int]]) -> Quorum:
+    """Enough on each of one or two rings, given by the nodes that count there and how many of them are enough."""
+    if all(ring == rings[0] for ring in rings):
+        return Quorum(rings[0][1])
+    old, following = rings
+    return JointQuorum(old[1] + following[1], (old, following))
+
+
 @attrs.frozen(eq=False)
 class Verdict:
     """What a set of answers about one key says.
 
-    `holders` hold the candidate, `behind` voted for it and lack it; `complete` counts the answers that were
-    heard; `absent` are those that hold nothing.
+    `holders` hold the candidate, `behind` voted for it and lack it; `heard` are all the answers that count; `absent`
+    are those that hold nothing.
     """
 
     candidate: tuple[Any, ...] | None
     holders: list[Reply]
     behind: list[Reply]
-    complete: int
+    heard: list[Reply]
     absent: list[Reply]
+
+    @property
+    def voters(self) -> list[Reply]:
+        return self.holders + self.behind
 
     @property
     def votes(self) -> int:
@@ -108,7 +193,7 @@ def judge(replies: Sequence[Reply], *, strict: bool = True) -> Verdict:
             candidate = answer
     absent = [reply for reply in heard if len(reply.result) == ABSENT]
     if candidate is None:
-        return Verdict(None, [], [], len(heard), absent)
+        return Verdict(None, [], [], heard, absent)
     newest = candidate[1]
     holders: list[Reply] = []
     behind: list[Reply] = []
@@ -118,7 +203,7 @@ def judge(replies: Sequence[Reply], *, strict: bool = True) -> Verdict:
             (holders if answer[1] == newest else behind).append(reply)
         elif not strict or answer[1] < newest:
             behind.append(reply)
-    return Verdict(candidate, holders, behind, len(heard), absent)
+    return Verdict(candidate, holders, behind, heard, absent)
 
 
 def _stands(answer: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
@@ -128,19 +213,51 @@ def _stands(answer: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return answer[4] is not None and (other[4] is None or answer[4] < other[4])
 
 
-def read_missing(verdict: Verdict, needed: int, hold: int) -> int:
-    """How many more answers a read needs that wants `needed` heard and the candidate at `hold` owners."""
-    if verdict.complete < needed:
-        return needed - verdict.complete
-    return 0 if verdict.candidate is None else hold - verdict.votes
+class QuorumRound(Round):
+    """A round that is over when a quorum is met, or cannot be met any more.  Subclasses say in `wanted` which."""
+
+    def wanted(self) -> tuple[Quorum, Sequence[Reply]]:
+        """The quorum in question, and the replies that count for it so far."""
+        raise NotImplementedError
+
+    def enough(self) -> bool:
+        quorum, counted = self.wanted()
+        return quorum.met(counted)
+
+    def shortage(self) -> Shortage:
+        """What to tell of too few."""
+        quorum, counted = self.wanted()
+        return quorum.shortage(counted)
+
+    def missing(self) -> int:
+        return self.lacks()
+
+    def lacks(self, *more: Sequence[Call]) -> int:
+        quorum, counted = self.wanted()
+        return quorum.lacking(counted, *more)
+
+    def over(self) -> bool:
+        quorum, counted = self.wanted()
+        return quorum.met(counted) or quorum.lacking(counted, self.pending, self.spares) > 0
 
 
-class ReadRound(Round):
-    """Asks about one key until `needed` are heard and enough of them vote for the newest."""
+def read_wants(verdict: Verdict, needed: Quorum, hold: Quorum) -> tuple[Quorum, Sequence[Reply]]:
+    """What a read wants first: those `needed` heard, then, if there is a candidate, votes of those that are to `hold`
+    it."""
+    if verdict.candidate is None or not needed.met(verdict.heard):
+        return needed, verdict.heard
+    return hold, verdict.voters
 
-    def __init__(self, calls: Sequence[Call], spares: Sequence[Call], needed: int, hold: int, strict: bool) -> None:
+
+class ReadRound(QuorumRound):
+    """Asks about one key until those `needed` are heard and so many of them vote for the newest as are to `hold` it."""
+
+    def __init__(
+        self, calls: Sequence[Call], spares: Sequence[Call], needed: Quorum, hold: Quorum, strict: bool
+    ) -> None:
         super().__init__(calls, spares)
         self.needed, self.hold, self.strict = needed, hold, strict
+        self.reserved = 0 if strict else len(self.spares)  # beyond its owners a key is rather missed than found
         self._weighed: list[Reply] = []
         self._verdict = judge((), strict=strict)
 
@@ -154,8 +271,8 @@ class ReadRound(Round):
             self._weighed, self._verdict = live, judge(live, strict=self.strict)
         return self._verdict
 
-    def missing(self) -> int:
-        return read_missing(self.verdict(), self.needed, self.hold)
+    def wanted(self) -> tuple[Quorum, Sequence[Reply]]:
+        return read_wants(self.verdict(), self.needed, self.hold)
 
 
 def check_answer(answer: Any) -> None:
@@ -176,8 +293,11 @@ def counts(answer: tuple[Any, ...], *, overtaken: bool = False) -> bool:
     return bool(answer[0]) and (answer[1] == Status.STORED or (overtaken and answer[1] == Status.NEWER))
 
 
-class WriteRound(Round):
-    """A write to several owners until `needed` have acknowledged it, beside `already` that hold it.
+NOBODY = Quorum(0)
+
+
+class WriteRound(QuorumRound):
+    """A write to several owners until those `needed` have acknowledged it, beside `already` that hold it.
 
     With `overtaken` something newer counts as an acknowledgement; `hear` is explained at `over`.
     """
@@ -185,12 +305,12 @@ class WriteRound(Round):
     def __init__(
         self,
         calls: Sequence[Call],
-        needed: int,
+        needed: Quorum,
         *,
         spares: Sequence[Call] = (),
         overtaken: bool = False,
         already: Sequence[Reply] = (),
-        hear: int = 0,
+        hear: Quorum = NOBODY,
     ) -> None:
         super().__init__(calls, spares)
         self.needed, self.overtaken, self.already, self.hear = needed, overtaken, already, hear
@@ -198,25 +318,29 @@ class WriteRound(Round):
     def check(self, call: Call, result: Any) -> None:
         check_ack(result)
 
-    def got(self) -> int:
-        acknowledged = sum(counts(reply.result, overtaken=self.overtaken) for reply in self.live())
-        return acknowledged + sum(reply.link.alive for reply in self.already)
+    def got(self) -> list[Reply]:
+        """The acknowledgements, those that held it already among them."""
+        acknowledged = [reply for reply in self.live() if counts(reply.result, overtaken=self.overtaken)]
+        acknowledged.extend(reply for reply in self.already if reply.link.alive)
+        return acknowledged
 
-    def missing(self) -> int:
-        return self.needed - self.got()
+    def wanted(self) -> tuple[Quorum, Sequence[Reply]]:
+        return self.needed, self.got()
 
     def over(self) -> bool:
-        """As of any round; but one with something newer in its way waits until `hear` owners have said how high it is,
-        if so many still can."""
-        missing = self.missing()
-        if missing <= 0 or missing <= len(self.pending) + len(self.spares):
-            return missing <= 0
+        """As of any round; but one with something newer in its way waits until those whom it is to `hear` have said how
+        high it is, if they still can."""
+        got = self.got()
+        if self.needed.met(got):
+            return True
+        if self.needed.lacking(got, self.pending, self.spares) <= 0:
+            return False
         heard = self.heard()
-        return self.highest_newer() is None or not heard < self.hear <= heard + len(self.pending)
+        return self.highest_newer() is None or self.hear.met(heard) or self.hear.lacking(heard, self.pending) > 0
 
-    def heard(self) -> int:
-        """How many answers there are of owners that know all that was acknowledged before."""
-        return sum(bool(reply.result[0]) for reply in self.live())
+    def heard(self) -> list[Reply]:
+        """The answers of owners that know all that was acknowledged before."""
+        return [reply for reply in self.live() if reply.result[0]]
 
     def highest_newer(self) -> Version | None:
         """The highest version that stood in the way anywhere."""
@@ -239,7 +363,7 @@ def refused(failure: Failure) -> bool:
 
 
 def quorum_error(
-    what: str, round_: Round, needed: int, got: int, *, in_doubt: bool, explain: Callable[[Reply], str | None]
+    what: str, round_: Round, shortage: Shortage, *, in_doubt: bool, explain: Callable[[Reply], str | None]
 ) -> DcacheError:
     """The error for a round that brought too little.
 
@@ -254,7 +378,8 @@ def quorum_error(
     reasons = _reasons(round_, explain)
     late = round_.expired or any(isinstance(failure.error, (CallTimeout, TimeoutError)) for failure in round_.failures)
     cls = DeadlineExceeded if late else QuorumError
-    return cls(what, needed=needed, got=got, reasons=reasons, in_doubt=in_doubt)
+    needed, got, on = shortage
+    return cls(what + on, needed=needed, got=got, reasons=reasons, in_doubt=in_doubt)
 
 
 def _meant(error: Exception) -> Exception:

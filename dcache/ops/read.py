@@ -45,17 +45,18 @@ def read_record(ctx: Context, key: bytes, claim: Version | None = None) -> Op[Re
     With a `claim` the owners that lack the key promise to refuse what is lower; those that hold only what nobody may
     return promise it too.
     """
+    hold = ctx.quorums(key).hold
     unreadable = NEVER
     for _ in range(ATTEMPTS):
         verdict = yield from _ask(ctx, key, claim, unreadable)
         if verdict.candidate is None:
             return Missed(verdict.promises, verdict.floor)
-        if len(verdict.holders) >= ctx.hold:
+        if hold.met(verdict.holders):
             if verdict.behind:
                 ctx.shared.counters.repairs += 1
                 yield Detached(_copies(ctx, key, verdict))
             return verdict.record()
-        if verdict.votes >= ctx.hold:
+        if hold.met(verdict.voters):
             written, overtaken = yield from _write_back(ctx, key, verdict)
             if written:
                 return verdict.record()
@@ -73,20 +74,32 @@ def _ask(ctx: Context, key: bytes, claim: Version | None, unreadable: Version) -
         calls = [ctx.call(node, "get", key) for node in nodes]
     else:
         calls = [ctx.call(node, "claim", key, claim, unreadable) for node in nodes]
-    verdict = yield from _settle(ctx, calls)
+    verdict = yield from _settle(ctx, key, calls)
     if claim is not None and verdict.candidate is None:
         asked = {reply.node for reply in verdict.promises}
-        yield Detached([call for call in calls[: ctx.owner_count] if call.node not in asked])
+        yield Detached([call for call in calls[: len(ctx.owners(key))] if call.node not in asked])
     return verdict
 
 
-def _settle(ctx: Context, calls: Sequence[Call]) -> Op[Verdict]:
+def _settle(ctx: Context, key: bytes, calls: Sequence[Call]) -> Op[Verdict]:
     """Ask until there is a verdict; `QuorumError` if there can be none."""
-    round_ = ReadRound(calls[: ctx.reads], calls[ctx.reads :], ctx.reads, ctx.hold, ctx.strict)
+    round_ = read_round(ctx, key, calls)
     yield round_
+    return settled(ctx, "read", round_)
+
+
+def read_round(ctx: Context, key: bytes, calls: Sequence[Call]) -> ReadRound:
+    """The round that asks as many of those to be called as may be enough, the others where these are not."""
+    quorums = ctx.quorums(key)
+    first, spares = quorums.reads.split(calls)
+    return ReadRound(first, spares, quorums.reads, quorums.hold, ctx.strict)
+
+
+def settled(ctx: Context, what: str, round_: ReadRound) -> Verdict:
+    """The verdict of a round that is over; `QuorumError` if too few were heard."""
     verdict = round_.verdict()
-    if verdict.complete < ctx.reads and (ctx.strict or not round_.replies):
-        raise quorum_error("read", round_, ctx.reads, verdict.complete, in_doubt=False, explain=explain_read)
+    if not round_.needed.met(verdict.heard) and (ctx.strict or not round_.replies):
+        raise quorum_error(what, round_, round_.shortage(), in_doubt=False, explain=explain_read)
     return verdict
 
 
@@ -108,17 +121,17 @@ def _write_back(ctx: Context, key: bytes, verdict: Verdict) -> Op[tuple[bool, bo
     record = verdict.record()
     others = [copy_call(ctx, node, key, record) for node in ctx.owners(key) if node not in asked]
     calls = _copies(ctx, key, verdict)
-    round_ = WriteRound(calls, ctx.hold, spares=others, already=verdict.holders)
+    round_ = WriteRound(calls, ctx.quorums(key).hold, spares=others, already=verdict.holders)
     ctx.shared.counters.repairs += 1
     yield round_
-    check_in_time(round_, ctx.hold)
-    return round_.got() >= ctx.hold, round_.highest_newer() is not None
+    check_in_time(round_)
+    return round_.enough(), round_.highest_newer() is not None
 
 
-def check_in_time(round_: WriteRound, needed: int) -> None:
+def check_in_time(round_: WriteRound) -> None:
     """`DeadlineExceeded` if time ran out while the newest value was written back: that says nothing of a miss."""
-    if round_.expired and round_.got() < needed:
-        raise quorum_error("read", round_, needed, round_.got(), in_doubt=False, explain=explain_write)
+    if round_.expired and not round_.enough():
+        raise quorum_error("read", round_, round_.shortage(), in_doubt=False, explain=explain_write)
 
 
 def get(ctx: Context, key: Key, default: Any = None) -> Op[Any]:
@@ -160,8 +173,8 @@ def decoded(ctx: Context, record: Record, default: Any) -> Any:
 def ttl(ctx: Context, key: Key) -> Op[float | None]:
     """The remaining life in seconds, inf for no expiry, None where the key is absent."""
     raw = ctx.key(key)
-    verdict = yield from _settle(ctx, [ctx.call(node, "peek", raw) for node in ctx.readers(raw)])
-    if verdict.candidate is not None and len(verdict.holders) >= ctx.hold:
+    verdict = yield from _settle(ctx, raw, [ctx.call(node, "peek", raw) for node in ctx.readers(raw)])
+    if verdict.candidate is not None and ctx.quorums(raw).hold.met(verdict.holders):
         remaining = verdict.record().ttl
     elif verdict.candidate is None:
         return None

@@ -4,7 +4,7 @@ A write goes to all owners and is done when W of them acknowledge it.  Where som
 write is made again with a version just above, and being beaten to it then counts as done: it was overtaken.
 
 That holds only if the version is above all that was acknowledged before the write began; else what beats it may be the
-very value that it is to replace.  So it is made from the answers of a majority (`Context.hold`), which meets every
+very value that it is to replace.  So it is made from the answers of a majority (`Quorums.hold`), which meets every
 acknowledged write; made from fewer, being beaten to it does not count.  Nor does being refused for a promise: what was
 promised may have been computed before this write began, or may never be stored.  Then the write is made again.
 """
@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dcache.ops.context import DEFAULT, Context, Key, TtlOrDefault
+from dcache.errors import DcacheError
+from dcache.ops.context import DEFAULT, Context, Key, Quorums, TtlOrDefault
 from dcache.ops.effects import Call, Op
-from dcache.ops.quorum import WriteRound, explain_write, quorum_error
+from dcache.ops.quorum import NOBODY, WriteRound, explain_write, quorum_error
 from dcache.record import Version
 
 ATTEMPTS = 5
@@ -25,37 +26,44 @@ ATTEMPTS = 5
 
 def write(ctx: Context, what: str, key: bytes, call: Callable[[str, Version], Call]) -> Op[tuple[Version, WriteRound]]:
     """Make the write `call(node, version)` at the owners of `key`; `QuorumError` if too few acknowledge."""
-    owners = ctx.writers(key)
+    owners, quorums, others = ctx.writers(key), ctx.quorums(key), ctx.stand_ins(key)
     rounds: list[WriteRound] = []
     version = ctx.shared.clock.stamp()
     while True:
-        rounds.append(attempt(ctx, [call(node, version) for node in owners], rounds))
+        spares = [call(node, version) for node in others]
+        rounds.append(attempt(quorums, [call(node, version) for node in owners], rounds, spares))
         yield rounds[-1]
         higher = next_version(ctx, rounds)
         if higher is None:
             break
         version = higher
-    last = rounds[-1]
-    got = last.got()
-    if got < ctx.writes:
-        in_doubt = any(round_.in_doubt() for round_ in rounds)
-        raise quorum_error(what, last, ctx.writes, got, in_doubt=in_doubt, explain=explain_write)
-    return version, last
+    if not rounds[-1].enough():
+        raise write_error(what, rounds)
+    return version, rounds[-1]
 
 
-def attempt(ctx: Context, calls: Sequence[Call], before: Sequence[WriteRound]) -> WriteRound:
+def attempt(
+    quorums: Quorums, calls: Sequence[Call], before: Sequence[WriteRound], spares: Sequence[Call] = ()
+) -> WriteRound:
     """The round of a write that was attempted `before`."""
-    overtaken = any(round_.heard() >= ctx.hold for round_ in before)
-    return WriteRound(calls, ctx.writes, overtaken=overtaken, hear=0 if overtaken else ctx.hold)
+    overtaken = any(quorums.hold.met(round_.heard()) for round_ in before)
+    hear = NOBODY if overtaken else quorums.hold
+    return WriteRound(calls, quorums.writes, spares=spares, overtaken=overtaken, hear=hear)
+
+
+def write_error(what: str, rounds: Sequence[WriteRound]) -> DcacheError:
+    """The error of a write that was attempted in these rounds, the last of which brought too little."""
+    last, in_doubt = rounds[-1], any(round_.in_doubt() for round_ in rounds)
+    return quorum_error(what, last, last.shortage(), in_doubt=in_doubt, explain=explain_write)
 
 
 def next_version(ctx: Context, rounds: Sequence[WriteRound]) -> Version | None:
     """What to make a write with once more; None where that is not needed or would not help."""
     last = rounds[-1]
     newer = last.highest_newer()
-    if newer is None or last.got() >= ctx.writes or last.expired:
+    if newer is None or last.enough() or last.expired:
         return None
-    again = len(rounds) == 1 or (last.met_promise() and len(rounds) < ATTEMPTS)
+    again = len(rounds) == 1 or (len(rounds) < ATTEMPTS and (last.met_promise() or not last.overtaken))
     return ctx.shared.clock.above(newer) if again else None
 
 

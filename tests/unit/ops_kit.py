@@ -12,6 +12,9 @@
     hand.resume()                             # the round is over: on to the next effect
     hand.finish()                             # the rest as `drive` does it; gives the result
 
+    cluster.begin("abcd")                     # the ring changes: "d" joins, empty and incomplete; both rings count
+    cluster.take_over()                       # only the next one does
+
 Nodes are the real `Service` and `Store`, and every request and reply passes through the bytes of the wire.  All clocks
 are one `Time`, in milliseconds, that moves only when told to, by `Sleep`s and by waiting for silent nodes.
 """
@@ -83,7 +86,23 @@ def make_table(
     rows = {name: Member(name, f"{name}.test:7400") for name in names}
     placed = tuple(row.placed() for row in rows.values())
     settings = Settings(cluster_id, replicas=replicas, vnodes=16)
-    return MemberTable(settings, RingState(make_version(ring_version, 0, 0), placed), rows)
+    return MemberTable(settings, RingState(ring_version, placed), rows)
+
+
+def changing_table(before: MemberTable, names: tuple[str, ...]) -> MemberTable:
+    """`before`, with a next ring of `names`."""
+    following = make_table(names, before.settings.replicas, before.settings.cluster_id)
+    state = RingState(before.ring_state.epoch + 1, before.ring_state.members, following.ring_state.members)
+    return MemberTable(before.settings, state, {**following.members, **before.members})
+
+
+def changed_table(before: MemberTable) -> MemberTable:
+    """`before`, with its next ring taken over."""
+    state, following = before.ring_state, before.ring_state.next
+    assert following is not None, "the ring does not change"
+    names = {node.name for node in following}
+    rows = {name: row for name, row in before.members.items() if name in names}
+    return MemberTable(before.settings, RingState(state.epoch + 1, following), rows)
 
 
 def over_the_wire(frame: bytes) -> tuple[Any, ...]:
@@ -98,7 +117,9 @@ class Node:
     """One node.  Switches: `down` (nothing reaches it), `silent` (requests are lost, no answer comes), `mute` (it acts,
     no answer comes), `error` (what every call fails with, not sent; with `error_sent` sent), `skew` (its clock, ms)."""
 
-    def __init__(self, name: str, time: Time, memory: int = MEMORY, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self, name: str, time: Time, memory: int = MEMORY, limits: Limits = LIMITS, *, complete: bool = True
+    ) -> None:
         self.name, self._time, self._memory, self._limits = name, time, memory, limits
         self.down = self.silent = self.mute = self.error_sent = False
         self.error: Exception | None = None
@@ -107,12 +128,13 @@ class Node:
         self.link = FakeLink()
         self.view = View()
         self.calls: list[Call] = []  # that reached it
-        self.boot(complete=True)
+        self.boot(complete=complete)
 
     def boot(self, *, complete: bool) -> None:
         """Start empty."""
         self.boots += 1
         self.store = Store(self._memory, slot_of, SLOTS)
+        self.store.own(range(SLOTS))
         identity = Identity(self.name, f"{self.name}-{self.boots}", "kit")
         self.service = Service(self.store, identity, lambda: self._time.ms, self._wall, limits=self._limits)
         self.service.view = self.view
@@ -209,7 +231,7 @@ class Cluster:
     ) -> None:
         self.time = Time()
         self.table = make_table(tuple(names), replicas)
-        self.limits = limits
+        self.limits, self._memory = limits, memory
         self.nodes = {name: Node(name, self.time, memory, limits) for name in self.table.members}
         self.learn(self.table)
         self.clear_log()
@@ -224,10 +246,33 @@ class Cluster:
         self.sleeps: list[float] = []
 
     def learn(self, table: MemberTable) -> None:
-        """All nodes, and contexts made from now on, go by this table."""
+        """All nodes, and contexts made from now on, go by this table; who is new in it is empty and incomplete."""
         self.table = table
+        for name in table.members:
+            if name not in self.nodes:
+                self.nodes[name] = Node(name, self.time, self._memory, self.limits, complete=False)
         for node in self.nodes.values():
             node.learn(table)
+
+    def begin(self, names: Iterable[str]) -> None:
+        """The ring begins to change to one of `names`."""
+        self.learn(changing_table(self.table, tuple(names)))
+
+    def take_over(self) -> None:
+        """The change of the ring ends: the next one alone is in force."""
+        self.learn(changed_table(self.table))
+
+    def both_owners(self, key: str) -> tuple[tuple[str, ...], ...]:
+        """The owners of `key` on each ring in force."""
+        return self.table.owners(slot_of(full(key), self.table.settings.ring_seed))
+
+    def moving_key(self) -> str:
+        """A key whose owners are not the same on both rings."""
+        for key in map("k{}".format, itertools.count()):
+            old, following = self.both_owners(key)
+            if {*old} != {*following}:
+                return key
+        raise AssertionError
 
     def owners(self, key: str) -> tuple[str, ...]:
         """The owners of `key` in the namespace "", in preference order."""

@@ -152,3 +152,21 @@ def test_a_node_rests_while_nobody_calls_it_and_not_while_it_is_probed() -> None
     assert not book.resting("a", 0.21), "the probe is under way"
     book.failed("a", "broken", 0.21)
     assert book.resting("a", 0.22)
+
+
+def test_a_node_that_nobody_needs_after_its_wait_is_due_to_be_asked_until_somebody_does() -> None:
+    book = backoff()
+    assert book.calm
+    assert book.due(0.0) == []
+    book.failed("a", "refused", 0.0)
+    book.failed("b", "refused", 1.0)
+    assert not book.calm
+    assert book.due(0.05) == []
+    assert book.due(0.2) == ["a"]
+    assert book.probed() == []
+    assert book.allows("a", 0.2) is None
+    assert book.due(0.2) == []
+    assert book.probed() == ["a"]
+    book.answered("a")
+    assert book.probed() == []
+    assert (book.failing("a"), book.failing("b")) == (False, True)

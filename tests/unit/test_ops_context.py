@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dcache.errors import InvalidKey
 from dcache.ops.context import DEFAULT, Options, key_to_bytes, namespace_to_bytes, ttl_to_ms
+from dcache.ops.quorum import Quorum
 from dcache.wire import Limits
 from tests.unit.ops_kit import Cluster, make_table
 
@@ -180,6 +181,7 @@ def test_an_option_that_makes_no_sense_is_refused(wrong: dict[str, Any], told: s
         ("all", "one", False),
         ("one", "all", False),
         (1, 1, False),
+        ("quorum", 1, False),
     ],
 )
 def test_strict_means_that_reads_and_writes_take_a_majority(
@@ -187,18 +189,19 @@ def test_strict_means_that_reads_and_writes_take_a_majority(
 ) -> None:
     ctx = Cluster().context(write_quorum=write_quorum, read_quorum=read_quorum)
     assert ctx.strict is strict
-    assert ctx.hold == (2 if strict else 0)
+    assert ctx.quorums(b"k").hold == Quorum(2 if strict else 0)
 
 
 @pytest.mark.parametrize(("nodes", "owners", "needed"), [("a", 1, 1), ("ab", 2, 2), ("abc", 3, 2), ("abcde", 3, 2)])
 def test_owners_are_as_many_as_there_are_replicas_or_members(nodes: str, owners: int, needed: int) -> None:
     ctx = Cluster(names=tuple(nodes)).context()
-    assert (ctx.owner_count, ctx.reads, ctx.writes, ctx.hold) == (owners, needed, needed, needed)
+    quorums = ctx.quorums(b"k")
+    assert {quorums.reads, quorums.writes, quorums.hold, quorums.majority} == {Quorum(needed)}
     assert len(ctx.owners(b"k")) == owners
 
 
 def test_what_a_read_returns_is_held_by_a_majority_even_if_writes_take_all() -> None:
-    assert Cluster().context(write_quorum="all", read_quorum="all").hold == 2
+    assert Cluster().context(write_quorum="all", read_quorum="all").quorums(b"k").hold == Quorum(2)
 
 
 # --- whom to ask ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from dcache.ops import mutate, read, write
 from dcache.ops.context import Context
 from dcache.ops.effects import Call
 from dcache.ops.mutate import LONGEST_WAIT, PrepareRound
+from dcache.ops.quorum import Quorum
 from dcache.record import Version
 from dcache.wire import Status
 from tests.unit.ops_kit import Cluster, FakeLink, Hand, drive, v
@@ -433,7 +434,7 @@ def test_available_mode_changes_are_done_after_a_majority() -> None:
 
 
 def test_a_prepare_round_without_refusals_has_nothing_in_its_way() -> None:
-    round_ = PrepareRound([Call("a", "prepare", ())], 1)
+    round_ = PrepareRound([Call("a", "prepare", ())], Quorum(1))
     assert round_.highest_newer() is None
     assert round_.newest() is None
     call = round_.begin()[0]

@@ -23,7 +23,11 @@ from dcache.errors import (
 )
 from dcache.ops.effects import Call, CallTimeout, Gather, LeftAlone, Reply, Round
 from dcache.ops.quorum import (
+    JointQuorum,
+    Quorum,
+    QuorumRound,
     ReadRound,
+    Shortage,
     WriteRound,
     check_ack,
     check_answer,
@@ -34,8 +38,8 @@ from dcache.ops.quorum import (
     judge,
     majority,
     quorum_error,
+    quorum_on,
     quorum_size,
-    read_missing,
 )
 from dcache.record import ZERO, Record
 from dcache.wire import MESSAGES, Code, Status
@@ -127,7 +131,7 @@ def test_everybody_with_the_candidate_holds_it() -> None:
 def test_the_word_of_an_incomplete_owner_does_not_count() -> None:
     verdict = judge(replies(held(9, complete=False), held(1), absent(complete=False)))
     assert verdict.record().version == v(1)
-    assert (nodes(verdict.holders), nodes(verdict.behind), verdict.complete) == ("b", "", 1)
+    assert (nodes(verdict.holders), nodes(verdict.behind), len(verdict.heard)) == ("b", "", 1)
 
 
 def test_an_owner_that_can_have_forgotten_nothing_newer_votes_for_the_candidate() -> None:
@@ -139,13 +143,13 @@ def test_an_owner_that_can_have_forgotten_nothing_newer_votes_for_the_candidate(
 def test_an_owner_that_may_have_forgotten_something_newer_does_not_vote(floor: int) -> None:
     verdict = judge(replies(held(5), absent(floor)))
     assert verdict.votes == 1
-    assert verdict.complete == 2
+    assert len(verdict.heard) == 2
 
 
 def test_nothing_held_is_no_candidate() -> None:
     verdict = judge(replies(absent(1), absent(promised=True), absent(promised=True, complete=False)))
     assert verdict.candidate is None
-    assert (verdict.complete, verdict.votes) == (2, 0)
+    assert (len(verdict.heard), verdict.votes) == (2, 0)
 
 
 def test_only_complete_owners_can_promise() -> None:
@@ -160,11 +164,11 @@ def test_available_mode_ignores_floors() -> None:
 
 def test_available_mode_believes_what_an_incomplete_node_holds() -> None:
     verdict = judge(replies(held(5, complete=False)), strict=False)
-    assert (verdict.record().version, verdict.complete) == (v(5), 1)
+    assert (verdict.record().version, len(verdict.heard)) == (v(5), 1)
 
 
 def test_available_mode_does_not_believe_that_an_incomplete_node_holds_nothing() -> None:
-    assert judge(replies(absent(complete=False)), strict=False).complete == 0
+    assert judge(replies(absent(complete=False)), strict=False).heard == []
 
 
 ANSWERS = st.builds(held, st.integers(0, 5), complete=st.booleans()) | st.builds(
@@ -177,7 +181,7 @@ def test_a_verdict_does_not_depend_on_the_order_of_the_answers(answers: list[tup
     def told(order: Sequence[Reply]) -> tuple[Any, ...]:
         verdict = judge(order, strict=strict)
         newest = None if verdict.candidate is None else verdict.record().version
-        return newest, sorted(nodes(verdict.holders)), sorted(nodes(verdict.behind)), verdict.complete
+        return newest, sorted(nodes(verdict.holders)), sorted(nodes(verdict.behind)), len(verdict.heard)
 
     first, *others = map(told, itertools.permutations(replies(*answers)))
     assert all(other == first for other in others)
@@ -212,11 +216,12 @@ def test_every_strict_vote_comes_from_an_owner_that_may_have_forgotten_nothing_n
     ],
 )
 def test_a_read_misses_answers_until_enough_are_heard_and_vote(answers: list[tuple[Any, ...]], missing: int) -> None:
-    assert read_missing(judge(replies(*answers)), 2, 2) == missing
+    round_ = answered(ReadRound([A, B, C], [], Quorum(2), Quorum(2), True), *answers)
+    assert round_.missing() == missing
 
 
 def test_a_read_asks_another_owner_where_one_refuses_by_its_floor() -> None:
-    round_ = ReadRound([A, B], [C], 2, 2, True)
+    round_ = ReadRound([A, B], [C], Quorum(2), Quorum(2), True)
     round_.begin()
     round_.replied(A, held(5), LINK)
     assert round_.replied(B, absent(7), LINK) == [C]
@@ -227,13 +232,13 @@ def test_a_read_asks_another_owner_where_one_refuses_by_its_floor() -> None:
 
 
 def test_a_read_without_a_hold_is_over_with_the_first_answer() -> None:
-    round_ = answered(ReadRound([A], [B], 1, 0, False), absent(9))
+    round_ = answered(ReadRound([A], [B], Quorum(1), Quorum(0), False), absent(9))
     assert round_.over()
     assert round_.verdict().candidate is None
 
 
 def test_a_verdict_follows_the_connections_that_die_and_the_replies_that_come() -> None:
-    round_, link = ReadRound([A, B], [C], 2, 2, True), FakeLink()
+    round_, link = ReadRound([A, B], [C], Quorum(2), Quorum(2), True), FakeLink()
     round_.begin()
     round_.replied(A, held(9), link)
     assert round_.verdict().record().version == v(9)
@@ -269,7 +274,7 @@ def test_answers_about_a_key_have_one_of_two_forms(answer: object) -> None:
 def test_anything_else_is_a_broken_protocol(answer: object) -> None:
     with pytest.raises(ProtocolError):
         check_answer(answer)
-    round_ = ReadRound([A], [B], 1, 1, True)
+    round_ = ReadRound([A], [B], Quorum(1), Quorum(1), True)
     round_.begin()
     assert round_.replied(A, answer, LINK) == [B]
 
@@ -278,10 +283,10 @@ def test_anything_else_is_a_broken_protocol(answer: object) -> None:
 def test_an_acknowledgement_without_its_form_is_a_broken_protocol(answer: object) -> None:
     with pytest.raises(ProtocolError):
         check_ack(answer)
-    round_ = WriteRound([A], 1)
+    round_ = WriteRound([A], Quorum(1))
     round_.begin()
     round_.replied(A, answer, LINK)
-    assert round_.got() == 0
+    assert round_.got() == []
     assert round_.in_doubt(), "the node got the write, whatever it made of it"
 
 
@@ -306,58 +311,58 @@ def test_acknowledgements_may_say_more() -> None:
 )
 def test_what_counts_as_an_acknowledgement(answer: tuple[Any, ...], overtaken: bool, expected: bool) -> None:
     assert counts(answer, overtaken=overtaken) is expected
-    round_ = answered(WriteRound([A], 1, overtaken=overtaken), answer)
-    assert (round_.got(), round_.missing()) == ((1, 0) if expected else (0, 1))
+    round_ = answered(WriteRound([A], Quorum(1), overtaken=overtaken), answer)
+    assert (len(round_.got()), round_.missing()) == ((1, 0) if expected else (0, 1))
 
 
 def test_those_that_hold_it_already_count_while_their_connection_is_alive() -> None:
     link = FakeLink()
-    round_ = WriteRound([B], 2, already=[Reply("a", held(1), link)])
+    round_ = WriteRound([B], Quorum(2), already=[Reply("a", held(1), link)])
     answered(round_, ack())
     assert round_.over()
     link.alive = False
-    assert round_.got() == 1
+    assert len(round_.got()) == 1
 
 
 def test_the_highest_version_in_the_way_is_told_whoever_said_it() -> None:
-    round_ = answered(WriteRound([A, B, C], 3), newer(4), newer(8, complete=False), ack(9))
+    round_ = answered(WriteRound([A, B, C], Quorum(3)), newer(4), newer(8, complete=False), ack(9))
     assert round_.highest_newer() == v(8)
-    assert answered(WriteRound([A], 1), ack()).highest_newer() is None
+    assert answered(WriteRound([A], Quorum(1)), ack()).highest_newer() is None
 
 
 def test_a_write_that_meets_something_newer_waits_until_a_majority_has_said_how_high_it_is() -> None:
-    round_ = answered(WriteRound([A, B, C], 3, hear=2), newer(4))
+    round_ = answered(WriteRound([A, B, C], Quorum(3), hear=Quorum(2)), newer(4))
     assert not round_.over()
     round_.replied(B, ack(), LINK)
-    assert (round_.heard(), round_.over()) == (2, True)
+    assert (len(round_.heard()), round_.over()) == (2, True)
 
 
 def test_a_write_does_not_wait_for_a_majority_that_cannot_be_had() -> None:
-    round_ = answered(WriteRound([A, B, C], 3, hear=2), newer(4, complete=False))
+    round_ = answered(WriteRound([A, B, C], Quorum(3), hear=Quorum(2)), newer(4, complete=False))
     round_.failed(B, BROKEN, sent=False)
-    assert (round_.heard(), round_.over()) == (0, True)
+    assert (len(round_.heard()), round_.over()) == (0, True)
 
 
 def test_a_write_without_anything_newer_in_its_way_does_not_wait() -> None:
-    round_ = WriteRound([A, B, C], 3, hear=2)
+    round_ = WriteRound([A, B, C], Quorum(3), hear=Quorum(2))
     round_.begin()
     round_.failed(A, BROKEN, sent=False)
     assert round_.over()
 
 
 def test_answers_whose_connection_broke_are_not_heard() -> None:
-    round_, link = WriteRound([A, B, C], 3, hear=2), FakeLink()
+    round_, link = WriteRound([A, B, C], Quorum(3), hear=Quorum(2)), FakeLink()
     round_.begin()
     round_.replied(A, newer(4), link)
     link.alive = False
-    assert round_.heard() == 0
+    assert round_.heard() == []
 
 
 # --- in doubt ---------------------------------------------------------------------------------------------------------
 
 
 def failed(*failures: tuple[Exception, bool]) -> WriteRound:
-    round_ = WriteRound([A, B, C], 2)
+    round_ = WriteRound([A, B, C], Quorum(2))
     for call, (error, sent) in zip(round_.begin(), failures, strict=False):
         round_.failed(call, error, sent)
     return round_
@@ -365,7 +370,7 @@ def failed(*failures: tuple[Exception, bool]) -> WriteRound:
 
 def test_a_write_that_every_owner_refused_is_not_in_doubt() -> None:
     assert not failed(*[(refusal(Code.VALUE_TOO_LARGE), True)] * 3).in_doubt()
-    assert not answered(WriteRound([A, B], 2), newer(9), newer(9)).in_doubt()
+    assert not answered(WriteRound([A, B], Quorum(2)), newer(9), newer(9)).in_doubt()
 
 
 @pytest.mark.parametrize("code", [code for code in Code if code != Code.INTERNAL])
@@ -386,8 +391,8 @@ def test_a_write_whose_fate_at_one_owner_is_unknown_is_in_doubt() -> None:
 
 
 def test_a_write_that_one_owner_stored_is_in_doubt_even_if_incomplete_or_gone() -> None:
-    assert answered(WriteRound([A], 2), ack()).in_doubt()
-    assert answered(WriteRound([A], 2), ack(complete=False)).in_doubt()
+    assert answered(WriteRound([A], Quorum(2)), ack()).in_doubt()
+    assert answered(WriteRound([A], Quorum(2)), ack(complete=False)).in_doubt()
 
 
 def test_a_write_that_was_not_waited_for_is_in_doubt() -> None:
@@ -397,7 +402,7 @@ def test_a_write_that_was_not_waited_for_is_in_doubt() -> None:
 
 
 def test_a_write_that_ran_out_of_time_is_in_doubt() -> None:
-    round_ = WriteRound([A], 1)
+    round_ = WriteRound([A], Quorum(1))
     round_.begin()
     round_.expire()
     assert round_.in_doubt()
@@ -408,7 +413,7 @@ def test_a_write_that_ran_out_of_time_is_in_doubt() -> None:
 
 def error_of(round_: Round, *, in_doubt: bool = False) -> DcacheError:
     explain = explain_read if isinstance(round_, ReadRound) else explain_write
-    return quorum_error("read", round_, 2, 1, in_doubt=in_doubt, explain=explain)
+    return quorum_error("read", round_, Shortage(2, 1), in_doubt=in_doubt, explain=explain)
 
 
 def gather_failures(*errors: Exception) -> Gather:
@@ -482,7 +487,7 @@ def test_a_refusal_without_its_numbers_is_only_a_reason(code: Code, detail: obje
 
 
 def test_a_reply_beside_such_failures_makes_it_a_quorum_error() -> None:
-    round_ = ReadRound([A, B, C], [], 3, 2, True)
+    round_ = ReadRound([A, B, C], [], Quorum(3), Quorum(2), True)
     round_.begin()
     round_.replied(A, absent(), LINK)
     round_.failed(B, ClockSkew("told"), sent=False)
@@ -490,12 +495,14 @@ def test_a_reply_beside_such_failures_makes_it_a_quorum_error() -> None:
 
 
 def test_no_failure_at_all_is_a_quorum_error_too() -> None:
-    assert type(error_of(answered(ReadRound([A], [], 2, 2, True), absent(complete=False)))) is QuorumError
+    assert (
+        type(error_of(answered(ReadRound([A], [], Quorum(2), Quorum(2), True), absent(complete=False)))) is QuorumError
+    )
 
 
 def test_the_reasons_name_incomplete_owners_broken_links_and_who_was_not_waited_for() -> None:
     gone = FakeLink(alive=False)
-    round_ = ReadRound([A, B, C], [Call("d", "get", ())], 4, 2, True)
+    round_ = ReadRound([A, B, C], [Call("d", "get", ())], Quorum(4), Quorum(2), True)
     round_.begin()
     round_.replied(A, absent(complete=False), LINK)
     round_.replied(B, absent(), gone)
@@ -526,8 +533,107 @@ def test_nothing_is_said_of_a_complete_answer_to_a_read() -> None:
 
 
 def test_nodes_that_were_left_alone_do_not_hide_what_the_others_said() -> None:
-    round_ = WriteRound([Call(node, "set", ()) for node in "abc"], 2)
+    round_ = WriteRound([Call(node, "set", ()) for node in "abc"], Quorum(2))
     for call, error in zip(round_.begin(), (LeftAlone("b broke"), ClockSkew("an hour off")), strict=False):
         round_.failed(call, error, sent=False)
     with pytest.raises(ClockSkew):
-        raise quorum_error("set", round_, 2, 0, in_doubt=False, explain=explain_write)
+        raise quorum_error("set", round_, Shortage(2, 0), in_doubt=False, explain=explain_write)
+
+
+# --- quorums on two rings ---------------------------------------------------------------------------------------------
+
+NODES = st.frozensets(st.sampled_from("abcdefg"))
+RINGS = st.tuples(*[st.tuples(NODES.filter(len), st.integers(0, 4))] * 2)
+
+
+def calls_to(names: str | frozenset[str]) -> list[Call]:
+    return [Call(name, "get", ()) for name in sorted(names)]
+
+
+def names(*some: Sequence[Call | Reply]) -> frozenset[str]:
+    return frozenset(each.node for group in some for each in group)
+
+
+def short(rings: Any, some: frozenset[str]) -> int:
+    """How many more nodes would have to be had on the first ring and on the second, counted one by one."""
+    return sum(max(0, size - sum(name in members for name in some)) for members, size in rings)
+
+
+@given(RINGS, NODES, NODES)
+def test_what_is_lacking_is_the_sum_of_what_each_ring_lacks(rings: Any, some: frozenset[str], more: Any) -> None:
+    quorum = quorum_on(rings)
+    if isinstance(quorum, JointQuorum):
+        assert quorum.lacking(calls_to(some), calls_to(more)) == short(rings, some | more)
+        assert quorum.met(calls_to(some)) == (short(rings, some) == 0)
+    else:
+        assert rings[0] == rings[1]
+
+
+@given(RINGS, NODES)
+def test_a_quorum_is_met_when_each_ring_has_as_many_as_it_needs(rings: Any, some: frozenset[str]) -> None:
+    quorum = JointQuorum(sum(size for _, size in rings), rings)
+    met = all(
+        any(some.issuperset(chosen) for chosen in itertools.combinations(sorted(members), size))
+        for members, size in rings
+    )
+    assert quorum.met(calls_to(some)) is met
+
+
+@given(RINGS, st.permutations("abcdefg"))
+def test_the_first_calls_of_a_read_are_as_few_as_may_be_enough(rings: Any, order: list[str]) -> None:
+    calls = [Call(name, "get", ()) for name in order]
+    quorum = JointQuorum(0, rings)
+    first, spares = quorum.split(calls)
+    assert [*first, *spares] == calls
+    assert quorum.met(first) or not spares
+    assert not first or not quorum.met(first[:-1])
+
+
+@given(RINGS, st.permutations("abcdefg"), st.lists(st.integers(0, 5), max_size=12))
+def test_a_round_on_two_rings_does_what_counting_all_that_may_still_come_says(
+    rings: Any, order: list[str], events: list[int]
+) -> None:
+    """Of the events half are replies, half failures."""
+    quorum = JointQuorum(0, rings)
+    first, spares = quorum.split([Call(name, "set", ()) for name in order])
+    round_ = WriteRound(first, quorum, spares=spares)
+    round_.begin()
+    for event in events:
+        if round_.over():
+            break
+        call = round_.pending[event % len(round_.pending)]
+        more = round_.replied(call, ack(), LINK) if event % 2 else round_.failed(call, BROKEN, sent=False)
+        expected = names(round_.replies, round_.pending) - names(more)
+        for spare in more:
+            assert short(rings, expected | {spare.node}) < short(rings, expected), "a spare that helps nobody"
+            expected |= {spare.node}
+    enough = short(rings, names(round_.replies)) == 0
+    hopeless = short(rings, names(round_.replies, round_.pending, round_.spares)) > 0
+    assert round_.over() == (enough or hopeless)
+    if not round_.over():
+        assert short(rings, names(round_.replies, round_.pending)) == 0, "spares are kept back that are needed"
+
+
+def test_the_shortage_told_is_that_of_the_ring_that_lacks_more() -> None:
+    quorum = quorum_on([(frozenset("abc"), 2), (frozenset("abd"), 2)])
+    assert quorum.shortage(calls_to("ac")) == Shortage(2, 1, " on the next ring")
+    assert quorum.shortage(calls_to("ad")) == Shortage(2, 1, " on the old ring")
+    assert Quorum(2).shortage(calls_to("a")) == Shortage(2, 1)
+
+
+def test_the_same_quorum_on_both_rings_is_a_single_one() -> None:
+    assert quorum_on([(frozenset("abc"), 2), (frozenset("abc"), 2)]) == Quorum(2)
+    assert quorum_on([(frozenset("ab"), 2)]) == Quorum(2)
+
+
+def test_a_spare_of_the_ring_that_has_enough_is_passed_over() -> None:
+    quorum = quorum_on([(frozenset("abc"), 2), (frozenset("ade"), 2)])
+    round_ = ReadRound(calls_to("abd"), calls_to("ce"), quorum, quorum, True)
+    round_.begin()
+    assert round_.failed(Call("d", "get", ()), BROKEN, sent=False) == calls_to("e")
+    assert round_.spares == calls_to("c")
+
+
+def test_a_quorum_round_must_say_what_it_wants() -> None:
+    with pytest.raises(NotImplementedError):
+        QuorumRound([A]).wanted()

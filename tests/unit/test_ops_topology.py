@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 import pytest
 
 from dcache.errors import ClusterMismatch, NodeError
-from dcache.membership import MemberTable, RingState
+from dcache.membership import Health, MemberTable, RingState
 from dcache.ops import write
 from dcache.ops.topology import REFRESH, Topology
-from dcache.record import make_version
 from dcache.wire import Code
 from tests.unit.ops_kit import Cluster, Hand, make_table
 
@@ -125,12 +125,20 @@ def test_a_request_under_an_old_ring_brings_the_new_table() -> None:
     assert known.table == GROWN
 
 
-def test_seeds_and_members_are_asked_for_news_each_once_in_a_random_order() -> None:
+def test_seeds_and_members_are_asked_by_turns_each_in_a_random_order() -> None:
+    """The members may all be gone, or the seeds be names of the past."""
     numbers = itertools.cycle([0.5, 0.1, 0.9, 0.3, 0.7])
-    known = topology("a.test:7400", "seed", random=lambda: next(numbers))
+    known = topology("seed1", "seed2", random=lambda: next(numbers))
     known.install(TABLE)
-    assert known.sources() == ["seed", "c.test:7400", "a.test:7400", "b.test:7400"]
-    assert known.sources() != ["seed", "c.test:7400", "a.test:7400", "b.test:7400"]
+    assert known.sources() == ["seed2", "b.test:7400", "seed1", "c.test:7400", "a.test:7400"]
+    numbers = itertools.cycle([0.1, 0.5, 0.1, 0.3, 0.7])
+    assert known.sources() == ["seed1", "a.test:7400", "seed2", "b.test:7400", "c.test:7400"]
+
+
+def test_a_seed_that_is_a_member_is_asked_once() -> None:
+    known = topology("b.test:7400", "seed")
+    known.install(TABLE)
+    assert sorted(known.sources()) == ["a.test:7400", "b.test:7400", "c.test:7400", "seed"]
 
 
 def test_a_majority_that_names_one_other_cluster_makes_the_client_start_afresh() -> None:
@@ -165,7 +173,7 @@ def test_a_majority_that_names_different_clusters_changes_nothing() -> None:
 
 
 def test_strangers_and_members_off_the_ring_have_no_say_about_the_cluster() -> None:
-    off_the_ring = attrs.evolve(TABLE, ring_state=RingState(make_version(1, 0, 0), TABLE.ring_state.members[:1]))
+    off_the_ring = attrs.evolve(TABLE, ring_state=RingState(2, TABLE.ring_state.members[:1]))
     known = settled(off_the_ring)
     for node in ("stranger", "b", "c"):
         known.foreign(node, "another")
@@ -208,3 +216,25 @@ def test_the_period_differs_from_client_to_client(random: float, period: float) 
     known.due(1.0)
     assert not known.due(1.0 + period - 0.1)
     assert known.due(1.0 + period + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "noticed"),
+    [
+        ({"address": "elsewhere:1"}, True),
+        ({"boot_id": "another"}, True),
+        ({"health": Health.DOWN}, False),
+        ({"zone": "z"}, False),
+        ({"address": "elsewhere:1", "health": Health.DOWN}, False),
+    ],
+    ids=str,
+)
+def test_a_member_that_started_anew_or_moved_is_said_to_be_there_again(change: dict[str, Any], noticed: bool) -> None:
+    known, names = settled(), []
+    known.on_return = names.append
+    known.install(TABLE)
+    row = attrs.evolve(TABLE.members["b"], incarnation=1, **change)
+    known.install(TABLE.with_member(row))
+    assert names == (["b"] if noticed else [])
+    known.install(TABLE.with_member(attrs.evolve(row, incarnation=2, health=Health.UP)))
+    assert (names == ["b"]) == (noticed or row.health is Health.DOWN)

@@ -626,7 +626,7 @@ def test_a_write_is_an_operation_that_other_operations_can_build_on(cluster: Clu
         version, round_ = yield from write.write(
             ctx, "set", b"k", lambda node, version: ctx.call(node, "set", b"k", version, b"x", 0, None)
         )
-        assert round_.got() >= 2
+        assert len(round_.got()) >= 2
         return version_milliseconds(version)
 
     assert drive(op(), cluster) == WALL

@@ -147,6 +147,7 @@ class World:
 
     def start(self, name: str) -> Process:
         store = Store(self.memory, slot_of, SLOTS, promises=Promises(*self.promises))
+        store.own(range(SLOTS))
         service = Service(store, Identity(name, "boot"), lambda: self.now, lambda: WALL + self.now)
         service.view = View("c", TABLE.fingerprint, TABLE.to_wire())
         return Process(store, service)
@@ -205,7 +206,7 @@ class World:
                 # Held here since the start, but a majority lacks it and may have forgotten something newer.
                 mine.delete(full, floors[slot_of(full)], self.now)
         for slot, floor in enumerate(floors):
-            mine._raise_floor(slot, floor)
+            mine.raise_floor(slot, floor)
         mine.complete(range(SLOTS))
         self.note(f"{name} is complete")
 
@@ -541,7 +542,7 @@ class World:
 def _table() -> MemberTable:
     rows = {name: Member(name, f"10.0.0.{name[1]}:7400") for name in NAMES}
     placed = tuple(row.placed() for row in rows.values())
-    return MemberTable(Settings("c", 3, 8), RingState(Version(bytes(11) + b"\1"), placed), rows)
+    return MemberTable(Settings("c", 3, 8), RingState(1, placed), rows)
 
 
 TABLE = _table()
@@ -588,7 +589,7 @@ Patch = pytest.MonkeyPatch
 
 
 def without_floors(patch: Patch) -> None:
-    patch.setattr(Store, "_raise_floor", lambda store, slot, version: None)
+    patch.setattr(Store, "raise_floor", lambda store, slot, version: None)
 
 
 def without_votes(patch: Patch) -> None:
@@ -657,12 +658,13 @@ def without_write_back(patch: Patch) -> None:
 
 def with_one_acknowledgement(patch: Patch) -> None:
     """Writes that are done after one of three."""
-    patch.setattr(quorum.WriteRound, "got", lambda round_: 2 * len(round_.live()))
+    patch.setattr(quorum.WriteRound, "got", lambda round_: 2 * round_.live())
 
 
 def with_one_vote(patch: Patch) -> None:
     """A change decided on the promise of one owner."""
-    patch.setattr(mutate, "majority", lambda n: 1)
+    granted = mutate.PrepareRound.granted
+    patch.setattr(mutate.PrepareRound, "granted", lambda round_: 2 * granted(round_))
 
 
 # Fills with fewer promises than a majority are not among these: found too rarely (in 2 of 20,000 seeds), and tested by

@@ -1,0 +1,79 @@
+"""Which operations may be made anew after the ring changed under them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dcache.errors import ClusterMismatch, QuorumError, ValueTooLarge
+from dcache.ops import batch, cluster, load, mutate, read, write
+from dcache.ops.reruns import REPEATABLE, is_partial, may_rerun
+from tests.unit.ops_kit import Cluster, drive
+
+IN_DOUBT, CERTAIN = (QuorumError("set", needed=2, got=1, reasons={}, in_doubt=doubt) for doubt in (True, False))
+ONCE: list[Callable[..., Any]] = [
+    mutate.add,
+    mutate.replace,
+    mutate.cas,
+    mutate.incr,
+    mutate.decr,
+    mutate.touch,
+    load.fill,
+]
+
+
+@pytest.mark.parametrize("operation", [write.set, write.delete, batch.set_many, batch.delete_many, cluster.clear])
+def test_what_takes_a_new_version_each_time_may_be_made_anew_though_in_doubt(operation: Callable[..., Any]) -> None:
+    assert operation in REPEATABLE
+    assert may_rerun(operation, IN_DOUBT)
+
+
+@pytest.mark.parametrize("operation", ONCE)
+def test_conditional_changes_and_fills_are_not_made_anew_when_in_doubt(operation: Callable[..., Any]) -> None:
+    assert operation not in REPEATABLE
+    assert not may_rerun(operation, IN_DOUBT)
+
+
+@pytest.mark.parametrize("operation", [*ONCE, *REPEATABLE, read.get])
+def test_what_did_nothing_may_always_be_made_anew(operation: Callable[..., Any]) -> None:
+    assert may_rerun(operation, CERTAIN)
+    assert may_rerun(operation, ClusterMismatch("another cluster"))
+
+
+def test_a_batch_that_lists_keys_whose_owners_refused_is_partial() -> None:
+    nodes = Cluster()
+    ctx = nodes.context()
+    assert not is_partial(batch.set_many, drive(batch.set_many(ctx, {"a": 1, "b": 2}), nodes))
+    nodes.begin("abcd")
+    errors = drive(batch.set_many(ctx, {"a": 1, "b": 2}), nodes)
+    assert set(errors) == {"a", "b"}
+    assert is_partial(batch.set_many, errors)
+    assert drive(batch.set_many(nodes.context(), {"a": 1, "b": 2}), nodes) == {}
+
+
+def test_values_that_no_ring_would_take_are_not_tried_again() -> None:
+    assert not is_partial(batch.set_many, {"a": ValueTooLarge(2, 1)})
+    assert is_partial(batch.set_many, {"a": ValueTooLarge(2, 1), "b": IN_DOUBT})
+
+
+def test_what_other_operations_return_says_nothing() -> None:
+    assert not is_partial(read.get, {"a": CERTAIN})
+    assert not is_partial(batch.get_many, {"a": 1})
+
+
+@pytest.mark.parametrize("stored", range(4))
+def test_a_set_made_anew_wins_over_what_its_first_attempt_left_behind(stored: int) -> None:
+    """Some owners stored it under the old ring, the others refused it under the new one."""
+    nodes = Cluster()
+    ctx, table = nodes.context(), nodes.table
+    nodes.begin("abcd")
+    for name in nodes.owners("k")[:stored]:
+        nodes[name].learn(table)
+    with pytest.raises(QuorumError, match="in doubt") if stored < 2 else contextlib.nullcontext():
+        drive(write.set(ctx, "k", "first"), nodes)
+    nodes.learn(nodes.table)
+    drive(write.set(nodes.context(shared=ctx.shared), "k", "again"), nodes)
+    assert drive(read.get(nodes.context(), "k"), nodes) == "again"
