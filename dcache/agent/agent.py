@@ -2,67 +2,109 @@
 
 Invariants:
 
-* The table changes in one place (`_install`), which tells the service and the connected clients of it.
+* The table changes in one place (`_install`).  In the same step the node learns which slots it owns now and whether it
+  is to doubt what it holds, and then the service and the connected clients learn of the table: no request is answered
+  under a fingerprint with the complete bits of another.
 * A node is of one cluster for as long as its process lives.
 * A process knows everything it ever acknowledged exactly when the cluster was founded with this process in it; one that
-  comes later under the same name is a member that lost its memory, and its slots are not complete.
+  comes later, under an old name or a new one, has yet to complete its slots.
+* Who missed a ring state cannot tell whose its slots were in it, and doubts all that it holds.
 
-Decisions only: what is said to other nodes is in `formation` and `gossip`.
+Decisions only: what is said to other nodes is in `formation`, `detector`, `register` and `changes`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import attrs
 
+from dcache.agent.register import (
+    Register,
+    attestation_to_wire,
+    ballot_from_wire,
+    follows,
+    life_from_wire,
+    promise_to_wire,
+    proposal_from_wire,
+    quorum_from_wire,
+)
+from dcache.agent.terms import CannotJoin, Terms, terms_from_wire
+from dcache.agent.wishes import Wishes, name_taken
 from dcache.errors import ClusterMismatch, ProtocolError
-from dcache.membership import Member, MemberTable, RingState, Settings, checked
-from dcache.node.service import Refusal
-from dcache.record import Version
+from dcache.membership import Member, MemberTable, RingState, Settings, member_from_wire, member_to_wire
+from dcache.node.refusal import Refusal
 from dcache.wire import Code
+
+__all__ = ["Agent", "Ballot", "CannotJoin", "Holdings", "Terms", "terms_from_wire"]
 
 log = logging.getLogger("dcache.agent")
 
-
-class CannotJoin(Exception):
-    """This node cannot be of the cluster it was sent to; the message says what to change."""
-
-
-@attrs.frozen
-class Terms:
-    """What a node's operator asked for; all that found a cluster together must agree in it."""
-
-    replicas: int = 3
-    vnodes: int = 150
-    ring_seed: int = 0
-    expect: int = 1
-
+FOUNDED = 1
+"""The epoch of the ring state that a cluster is founded with."""
 
 Ballot = tuple[tuple[str, str], ...]
 """Names and boot ids of all who are to found a cluster, sorted; the first is the founder."""
 
 
-class Agent:
-    """`publish(table)` is called with every new table, `complete()` when this process knows all of its slots."""
+class Holdings(Protocol):
+    """What an agent tells of slots to the store of its node."""
 
-    def __init__(
-        self, me: Member, terms: Terms, publish: Callable[[MemberTable], None], complete: Callable[[], None]
-    ) -> None:
+    def own(self, slots: Sequence[int]) -> None:
+        """The node owns exactly these now."""
+
+    def doubt(self) -> None:
+        """No slot is complete."""
+
+    def complete(self, slots: Sequence[int]) -> None:
+        """All that was acknowledged for these is known."""
+
+
+class Agent:
+    """`publish(table)` is called with every new table, `holdings` told what follows from it for the node's slots.
+
+    `leftover` are slots that this node owned and does not any more: what it holds there may be dropped.
+    """
+
+    def __init__(self, me: Member, terms: Terms, publish: Callable[[MemberTable], None], holdings: Holdings) -> None:
         self.me, self.terms = me, terms
         self.table: MemberTable | None = None
         self.candidates: dict[str, Member] = {}  # the others that are waiting for a cluster, as last heard
         self.trouble: CannotJoin | None = None
         self.own_addresses = {me.address}  # where this node was found when it asked its peers
+        self.called_by: frozenset[str] = frozenset()  # addresses of a cluster that takes this node for a member
+        self.leftover: set[int] = set()
+        self.behind: Callable[[MemberTable, MemberTable], bool] = lambda previous, table: False  # see `completing`
+        self.resigned = self.leaving = self.left = False  # wants to go; is seen on its way; is gone
+        self.register = Register(me, lambda: self.table, self.adopt)
+        self.wishes = Wishes(lambda: self.table)
+        self._owned: frozenset[int] = frozenset()
         self._found_at: dict[str, str] = {}
         self._voted_for: tuple[str, str] | None = None
-        self._publish, self._complete = publish, complete
+        self._told: set[tuple[str, ...]] = set()  # what was logged, and is not again
+        self._publish, self._holdings = publish, holdings
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
         """What other nodes, and clients, may ask of this one."""
-        return {"exchange": self.exchange, "offer": self.offer, "candidate": self.candidate, "vote": self.vote}
+        return {
+            "exchange": self.exchange,
+            "offer": self.offer,
+            "candidate": self.candidate,
+            "vote": self.vote,
+            "ring_prepare": self.ring_prepare,
+            "ring_accept": self.ring_accept,
+            "ring_witness": self.ring_witness,
+            "join": self.wishes.join,
+            "leave": self.wishes.leave,
+            "forget": self.wishes.forget,
+        }
+
+    @property
+    def on_ring(self) -> bool:
+        """Whether this node is on a ring in force."""
+        return self.table is not None and self.me.name in self.table.ring_state.names
 
     # -- being asked --------------------------------------------------------------------------------------------------
 
@@ -76,12 +118,15 @@ class Agent:
         """Take in a table.
 
         A node that is of no cluster yet takes one only from the founder it voted for: an offer may have been under way
-        for long, and its founder have started anew since.  All other tables it gets by asking for them.
+        for long, and its founder have started anew since.  All other tables it gets by asking for them; if it is called
+        a member of that cluster, it will ask there.
         """
         try:
             table = MemberTable.from_wire(data)
             if self.table is None and not self._voted_for_founder_of(table):
+                self._called_by(table)
                 raise CannotJoin("this node did not vote for that cluster; it asks others for theirs itself")
+            self._check_not_a_second(table)
             self.adopt(table)
         except ProtocolError as error:
             raise Refusal(Code.BAD_REQUEST, str(error)) from None
@@ -116,6 +161,54 @@ class Agent:
         name, boot_id = self._voted_for
         return min(table.members) == name and table.members[name].boot_id == boot_id
 
+    def _called_by(self, table: MemberTable) -> None:
+        if self.me.name in table.members:
+            self.called_by = frozenset(row.address for row in table.members.values()) - self.own_addresses
+
+    def _check_not_a_second(self, table: MemberTable) -> None:
+        """A node that founded a cluster of itself alone, while it is a member of another that could not reach it in
+        time, must not go on: clients of both know its address."""
+        mine = self.table
+        if mine is None or mine.settings.cluster_id == table.settings.cluster_id:
+            return
+        if mine.ring_state.names == {self.me.name} != table.ring_state.names and self.me.name in table.members:
+            self.trouble = CannotJoin(
+                f"cluster {table.settings.cluster_id} has {self.me.name} for a member and reaches it here, but this "
+                f"process founded cluster {mine.settings.cluster_id}: start it again, with --join and the address of "
+                f"another member"
+            )
+
+    # -- the ring's register ------------------------------------------------------------------------------------------
+
+    def ring_prepare(self, fingerprint: bytes, ballot: bytes) -> Any:
+        """Phase one of the agreement on what follows the state of this fingerprint; see `register`."""
+        self._at(fingerprint)
+        return promise_to_wire(self.register.acceptor.prepare(ballot_from_wire(ballot)))
+
+    def ring_accept(self, fingerprint: bytes, ballot: bytes, proposal: Any, quorum: Any) -> bool:
+        """Phase two."""
+        table, wanted = self._at(fingerprint), proposal_from_wire(proposal)
+        if not follows(table.ring_state, wanted):
+            raise ValueError("the proposed ring state is not one step from the one in force")
+        return self.register.acceptor.accept(ballot_from_wire(ballot), wanted, quorum_from_wire(quorum))
+
+    def ring_witness(self, fingerprint: bytes, name: str, boot_id: str, life: int) -> Any:
+        """A member that started again wants to vote again."""
+        row = self._at(fingerprint).members.get(name)
+        if row is None or type(boot_id) is not str:
+            raise ValueError("there is no member of that name")
+        former = row.incarnation if row.boot_id != boot_id else 0
+        told = self.register.acceptor.witness(name, boot_id, life_from_wire(life), former)
+        return attestation_to_wire(told)
+
+    def _at(self, fingerprint: bytes) -> MemberTable:
+        """The table, if it is of this fingerprint."""
+        if self.table is None:
+            raise Refusal(Code.NOT_READY, "this node has not joined a cluster yet")
+        if fingerprint != self.table.fingerprint:
+            raise Refusal(Code.WRONG_RING, self.table.to_wire())
+        return self.table
+
     # -- before there is a cluster ------------------------------------------------------------------------------------
 
     def heard(self, row: Member, terms: Terms, at: str | None = None) -> None:
@@ -125,18 +218,28 @@ class Agent:
         """
         if row.name == self.me.name:
             if row.boot_id != self.me.boot_id:
-                log.error("another node is called %s too, at %s: give every node its own --name", row.name, row.address)
+                self.tell_once(
+                    "another node is called %s too, at %s: give every node its own --name", row.name, row.address
+                )
             elif at is not None:
                 self.own_addresses.add(at)
             return
         if terms != self.terms:
-            log.error("node %s has other settings (%s, here %s): start all alike", row.name, terms, self.terms)
+            self.tell_once(
+                "node %s has other settings (%s, here %s): start all alike", row.name, str(terms), str(self.terms)
+            )
             return
         if at is None and self.superseded(row):
             return
         self.candidates[row.name] = row
         if at is not None:
             self._found_at[at] = row.name
+
+    def tell_once(self, message: str, *about: str) -> None:
+        """Log an error that would come up again and again."""
+        if (message, *about) not in self._told:
+            self._told.add((message, *about))
+            log.error(message, *about)
 
     def superseded(self, row: Member) -> bool:
         """Whether a later start of that node has introduced itself."""
@@ -156,66 +259,89 @@ class Agent:
         together = self.ballot()
         return len(together) == self.terms.expect and together[0][0] == self.me.name
 
-    def found(self, cluster_id: str, version: Version) -> MemberTable:
+    def found(self, cluster_id: str) -> MemberTable:
         """Found a cluster of this node and the candidates."""
         rows = {row.name: row for row in (self.me, *self.candidates.values())}
         settings = Settings(cluster_id, self.terms.replicas, self.terms.vnodes, self.terms.ring_seed)
         placed = [row.placed() for _, row in sorted(rows.items())]
-        table = MemberTable(settings, RingState(version, tuple(placed)), rows)
+        table = MemberTable(settings, RingState(FOUNDED, tuple(placed)), rows)
         self.adopt(table)
         return table
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
     def adopt(self, table: MemberTable) -> None:
-        """Take in a table: the first makes this node a member.  `CannotJoin`, `ClusterMismatch`."""
+        """Take in a table: the first makes this node one of the cluster, on the ring or waiting to be let in.
+        `CannotJoin`, `ClusterMismatch`."""
         if self.table is not None:
             self._install(self.table.merge(table))
             return
         self._check_joinable(table)
         heard = table.members.get(self.me.name)
-        founding = heard is not None and heard.boot_id == self.me.boot_id
+        founding = heard is not None and heard.boot_id == self.me.boot_id and table.ring_state.epoch == FOUNDED
+        cluster_id = table.settings.cluster_id
         self._install(table)
         if founding:
-            self._complete()
+            self.register.acceptor.voter = True
+            self._holdings.complete(sorted(self._owned))
+        elif heard is not None:
+            log.warning("this node is a member of cluster %s that lost its memory", cluster_id)
         else:
-            log.warning("this node is a member of cluster %s that lost its memory", table.settings.cluster_id)
+            log.info("this node asks to join cluster %s", cluster_id)
 
     def _check_joinable(self, table: MemberTable) -> None:
-        settings, terms = table.settings, self.terms
-        for name in ("replicas", "vnodes", "ring_seed"):
-            theirs, mine = getattr(settings, name), getattr(terms, name)
-            if theirs != mine:
-                self.trouble = CannotJoin(
-                    f"cluster {settings.cluster_id} has {name} {theirs}, this node was started with {mine}: start it "
-                    f"with the cluster's"
-                )
-        if self.me.name not in {place.name for place in table.ring_state.members}:
-            self.trouble = CannotJoin(
-                f"cluster {settings.cluster_id} has no member called {self.me.name}: nodes cannot yet join a cluster "
-                f"that is running; start them all together with --expect"
-            )
-        if self.trouble is not None:
+        told = self.terms.differ_from(table.settings)
+        if told is not None:
+            self.trouble = CannotJoin(told)
             raise self.trouble
+        if self._voted_for is not None and self.me.name not in table.ring_state.names:
+            # It may have been founded with by now, and must not be of two clusters.
+            cluster_id = table.settings.cluster_id
+            self.tell_once("not joining cluster %s: this node voted for the founder of another before", cluster_id)
+            raise CannotJoin(f"this node voted before it met cluster {cluster_id}")
 
     def _install(self, table: MemberTable) -> None:
+        previous, heard = self.table, table.members.get(self.me.name)
+        if previous is not None and heard is not None:
+            self._look_for_namesake(previous, heard)
         table, self.me = table.refuting(self.me)
-        if table != self.table:
-            self.table = table
-            self._publish(table)
+        if table == previous:
+            return
+        self.table = table
+        if previous is None or table.fingerprint != previous.fingerprint:
+            self._follow(previous, table)
+        self._publish(table)
 
+    def _look_for_namesake(self, previous: MemberTable, heard: Member) -> None:
+        """Whether `heard`, this member's row, is that of another process elsewhere that goes by the same name."""
+        if heard.boot_id == self.me.boot_id or heard.address in self.own_addresses or heard.rank() <= self.me.rank():
+            return
+        if self.me.name not in previous.ring_state.names:  # it was let in, and this one was not
+            self.trouble = CannotJoin(name_taken(heard))
+            return
+        self.tell_once(
+            "another node is called %s too, at %s: give every node its own --name", heard.name, heard.address
+        )
 
-def member_to_wire(row: Member) -> tuple[Any, ...]:
-    return (*attrs.astuple(row)[:6], int(row.health))
+    def _follow(self, previous: MemberTable | None, table: MemberTable) -> None:
+        """Own what the ring state in force says, and doubt what it was before if states were missed."""
+        state = table.ring_state
+        self.register.acceptor.enter(state.epoch)
+        owned = frozenset(table.slots_of(self.me.name))
+        if previous is None or state.epoch != previous.ring_state.epoch + 1 or self.behind(previous, table):
+            self._holdings.doubt()
+        self._holdings.own(sorted(owned))
+        self.leftover = (self.leftover | (self._owned - owned)) - owned
+        self._owned = owned
+        self._note_leaving(state)
 
-
-def member_from_wire(data: Any) -> Member:
-    """`ValueError` or `TypeError` for what is no row."""
-    row = checked(Member(*data))
-    row.placed()  # its address makes sense
-    return row
-
-
-def terms_from_wire(data: Any) -> Terms:
-    """`ValueError` or `TypeError` for what are no terms."""
-    return checked(Terms(*data))
+    def _note_leaving(self, state: RingState) -> None:
+        """Whoever has seen itself on its way off the ring has left once it is off."""
+        name = self.me.name
+        if (self.leaving or self.resigned) and name not in state.names:
+            self.left = True
+            log.info("this node has left the cluster")
+        elif state.next is not None:
+            self.leaving = name in state.names and name not in {node.name for node in state.next}
+        else:
+            self.leaving = False

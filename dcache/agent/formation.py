@@ -1,24 +1,26 @@
 """How nodes that were started together become one cluster.
 
 Every node introduces itself to the addresses it was given.  Whoever is of a cluster already answers with its table,
-and that is that.  Otherwise, once exactly as many know of each other as each was told to expect, the one with the
-smallest name asks all others for their vote, and with the votes of all of them founds the cluster.  A vote is for one
-founder and one set of nodes, so no two clusters can come of it; a founder who dies with the votes is followed by the
-same one restarted, or by the operator.
+and that is that: this node is a member that returns, or will ask to be let in.  Otherwise, once exactly as many know of
+each other as each was told to expect, the one with the smallest name asks all others for their vote, and with the votes
+of all of them founds the cluster.  A vote is for one founder and one set of nodes, so no two clusters can come of it; a
+founder who dies with the votes is followed by the same one restarted, or by the operator.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import attrs
 
-from dcache.agent.agent import Agent, CannotJoin, member_from_wire, member_to_wire, terms_from_wire
-from dcache.errors import ProtocolError
-from dcache.membership import MemberTable
+from dcache.agent.agent import Agent
+from dcache.agent.terms import CannotJoin, terms_from_wire
+from dcache.agent.wishes import name_taken
+from dcache.errors import ClusterMismatch, NodeError, ProtocolError
+from dcache.membership import Member, MemberTable, member_from_wire, member_to_wire
 from dcache.ops.effects import Call, Gather, Op, Sleep
-from dcache.record import Version
 
 log = logging.getLogger("dcache.agent")
 
@@ -26,19 +28,26 @@ PAUSE = 0.2
 TELL_EVERY = 50  # pauses between two lines of log about waiting
 
 
-def form(agent: Agent, peers: Sequence[str], cluster_id: str, stamp: Callable[[], Version]) -> Op[None]:
-    """Until this node is of a cluster; `CannotJoin` if it finds one that it cannot be of."""
+def form(agent: Agent, peers: Sequence[str], cluster_id: str, patience: float = 0.0) -> Op[None]:
+    """Until this node is of a cluster, on its ring or about to ask to be let in; `CannotJoin` if it finds one that it
+    cannot be of.
+
+    A node that was sent to nobody waits for `patience` seconds before it founds a cluster of its own: if it is a member
+    of one that is there, which its command line does not say, it is called by the others, and asks them.
+    """
     waits = 0
     while True:
-        yield from _introduce(agent, peers)
+        asked = [*peers, *(address for address in sorted(agent.called_by) if address not in peers)]
+        yield from _introduce(agent, asked)
         if agent.trouble is not None:
             raise agent.trouble
         if agent.table is not None:
             return
-        if _may_found(agent, peers) and (yield from _elected(agent)):
-            yield from _announce(agent, agent.found(cluster_id, stamp()))
+        waited = waits * PAUSE >= patience
+        if waited and _may_found(agent, asked) and (yield from _elected(agent)):
+            yield from _announce(agent, agent.found(cluster_id))
             return
-        if waits % TELL_EVERY == 0:
+        if waits % TELL_EVERY == 0 and (waited or asked):
             _tell(agent)
         waits += 1
         yield Sleep(PAUSE)
@@ -59,25 +68,50 @@ def _tell(agent: Agent) -> None:
 
 
 def _introduce(agent: Agent, peers: Sequence[str]) -> Op[None]:
-    me, terms = member_to_wire(agent.me), agent.terms
-    round_ = Gather([Call(peer, "candidate", (me, attrs.astuple(terms))) for peer in peers])
+    round_ = Gather([_introduction(agent, peer) for peer in peers])
     yield round_
     for failure in round_.failures:
         agent.gone(failure.node)
+        if isinstance(failure.error, ProtocolError | NodeError | ClusterMismatch):
+            agent.tell_once("%s is no dcache node of this kind: %s", failure.node, str(failure.error))
     for reply in round_.replies:
         try:
-            data, their_terms, table = reply.result
+            data, their_terms, wire = reply.result
             row = member_from_wire(data)
             if agent.table is not None:
                 return
-            if table is None:
+            if wire is None:
                 agent.heard(row, terms_from_wire(their_terms), at=reply.node)
             elif not agent.superseded(row):  # else this node may have voted, for a cluster that the answer knows not of
-                agent.adopt(MemberTable.from_wire(table))
+                yield from _enter(agent, row, MemberTable.from_wire(wire))
         except (TypeError, ValueError, ProtocolError) as error:
-            log.error("%s is no dcache node of this kind: %s", reply.node, error)
+            agent.tell_once("%s is no dcache node of this kind: %s", reply.node, str(error))
         except CannotJoin:
             return
+
+
+def _introduction(agent: Agent, address: str) -> Call:
+    return Call(address, "candidate", (member_to_wire(agent.me), attrs.astuple(agent.terms)))
+
+
+def _enter(agent: Agent, of: Member, table: MemberTable) -> Op[None]:
+    """Take the table that the member `of` answered with, unless a node of this one's name is alive elsewhere."""
+    former = table.members.get(agent.me.name)
+    if former is not None and former.boot_id != agent.me.boot_id and former.address not in agent.own_addresses:
+        round_ = Gather([_introduction(agent, former.address)])
+        yield round_
+        if any(_is_namesake(reply.result, agent.me) for reply in round_.replies):
+            agent.trouble = CannotJoin(name_taken(former))
+            raise agent.trouble
+    if agent.table is None and not agent.superseded(of):
+        agent.adopt(table)
+
+
+def _is_namesake(answer: Any, me: Member) -> bool:
+    """Whether who introduced itself is another process of the same name."""
+    data, _, _ = answer
+    row = member_from_wire(data)
+    return row.name == me.name and row.boot_id != me.boot_id
 
 
 def _elected(agent: Agent) -> Op[bool]:

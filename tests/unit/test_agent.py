@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
 import pytest
 
-from dcache.agent.agent import Agent, CannotJoin, Terms, member_to_wire
+from dcache.agent.agent import Agent, CannotJoin, Terms
 from dcache.errors import ClusterMismatch
-from dcache.membership import Health, Member, MemberTable
-from dcache.node.service import Refusal
-from dcache.record import make_version
+from dcache.membership import Health, Member, MemberTable, RingState, member_to_wire
+from dcache.node.refusal import Refusal
 from dcache.wire import Code, Decoder, encode_reply
 
-STAMP = make_version(1, 0, 1)
 TERMS = Terms(replicas=3, vnodes=10, expect=3)
 
 
@@ -24,23 +23,57 @@ def row(name: str, boot: int = 1) -> Member:
     return Member(name, f"{name}:7400", boot_id=f"{name}{boot}", incarnation=boot)
 
 
+class Slots:
+    """What a store knows of its slots, and the order in which it was told."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.owned: set[int] = set()
+        self.known: set[int] = set()
+        self._log = log
+
+    def own(self, slots: Iterable[int]) -> None:
+        self._log.append("own")
+        self.owned = set(slots)
+        self.known &= self.owned
+
+    def doubt(self) -> None:
+        self._log.append("doubt")
+        self.known.clear()
+
+    def complete(self, slots: Iterable[int]) -> None:
+        self._log.append("complete")
+        self.known |= set(slots)
+        assert self.known <= self.owned
+
+
 @attrs.define(eq=False)
 class Seat:
     """An agent and what it told those above it."""
 
     agent: Agent
     published: list[MemberTable]
-    completed: list[bool]
+    slots: Slots
+    log: list[str]
+
+    @property
+    def completed(self) -> list[bool]:
+        return [True] * self.log.count("complete")
 
 
 def seat(name: str, *others: str, boot: int = 1, terms: Terms = TERMS) -> Seat:
     """An agent that has heard of `others`, each in its first life."""
     published: list[MemberTable] = []
-    completed: list[bool] = []
-    agent = Agent(row(name, boot), terms, published.append, lambda: completed.append(True))
+    log: list[str] = []
+    slots = Slots(log)
+
+    def publish(table: MemberTable) -> None:
+        published.append(table)
+        log.append("publish")
+
+    agent = Agent(row(name, boot), terms, publish, slots)
     for other in others:
         agent.heard(row(other), terms)
-    return Seat(agent, published, completed)
+    return Seat(agent, published, slots, log)
 
 
 def ballot(*names: str, **boots: int) -> list[tuple[str, str]]:
@@ -57,7 +90,7 @@ def over_the_wire(data: Any) -> Any:
 
 def table_of(*names: str, terms: Terms = TERMS, cluster_id: str = "cluster-1") -> MemberTable:
     """The table of a cluster that the first of `names` founded with the others."""
-    return seat(names[0], *names[1:], terms=terms).agent.found(cluster_id, STAMP)
+    return seat(names[0], *names[1:], terms=terms).agent.found(cluster_id)
 
 
 def refusal(agent: Agent, method: str, *params: Any) -> Refusal:
@@ -188,7 +221,7 @@ def test_the_same_founder_gets_the_vote_for_another_set() -> None:
 
 def test_a_member_votes_for_nobody() -> None:
     agent = seat("a", "b", "c").agent
-    agent.found("cluster-1", STAMP)
+    agent.found("cluster-1")
     assert not agent.vote(ballot("a", "b", "c"))
 
 
@@ -197,7 +230,7 @@ def test_a_member_votes_for_nobody() -> None:
 
 def test_the_founder_is_a_complete_member_of_what_it_founds() -> None:
     founder = seat("a", "b", "c")
-    table = founder.agent.found("cluster-1", STAMP)
+    table = founder.agent.found("cluster-1")
     assert founder.agent.table is table
     assert founder.published == [table]
     assert founder.completed == [True]
@@ -208,7 +241,7 @@ def test_a_founded_cluster_has_the_terms_and_the_nodes_that_were_there() -> None
     assert attrs.astuple(table.settings) == ("cluster-1", 3, 10, 0)
     assert table.members == {name: row(name) for name in "abc"}
     assert [node.name for node in table.ring_state.members] == ["a", "b", "c"]
-    assert table.ring_state.version == STAMP
+    assert table.ring_state.epoch == 1
 
 
 # Taking a table
@@ -250,7 +283,7 @@ def test_a_later_life_whose_clock_went_back_still_gets_its_row_into_the_table() 
     earlier = attrs.evolve(row("b"), incarnation=1000)
     founder = seat("a", "c").agent
     founder.heard(earlier, TERMS)
-    table = founder.found("cluster-1", STAMP)
+    table = founder.found("cluster-1")
     one = seat("b", boot=2)
     one.agent.adopt(table)
     assert one.agent.table is not None
@@ -303,11 +336,209 @@ def test_a_node_with_other_settings_than_the_cluster_cannot_join(changed: dict[s
     assert one.published == []
 
 
-def test_a_node_that_is_not_on_the_ring_cannot_join() -> None:
+def test_a_node_that_is_not_on_the_ring_holds_the_table_and_owns_nothing() -> None:
     one = seat("z")
-    with pytest.raises(CannotJoin, match=r"no member called z: nodes cannot yet join .* together with --expect"):
-        one.agent.adopt(table_of("a", "b", "c"))
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    assert one.agent.table == table
+    assert not one.agent.on_ring
+    assert (one.slots.owned, one.completed) == (set(), [])
+    assert one.published == [table]
+
+
+def test_a_node_that_voted_is_not_let_in_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    """It may have been founded with by now, and would be of two clusters."""
+    one = seat("z", "x", "y")
+    assert one.agent.vote(ballot("x", "y", "z"))
+    for _ in range(2):
+        with pytest.raises(CannotJoin):
+            one.agent.adopt(table_of("a", "b", "c"))
     assert one.agent.table is None
+    assert one.agent.trouble is None
+    assert caplog.text.count("this node voted for the founder of another before") == 1
+
+
+# What becomes of its slots
+
+
+def ring_of(table: MemberTable, names: str, coming: str | None = None, *, epoch: int) -> MemberTable:
+    """`table` with another ring state."""
+    rows = {name: table.members.get(name, row(name)) for name in {*names, *(coming or "")}}
+    now, then = (None if ring is None else tuple(row(name).placed() for name in ring) for ring in (names, coming))
+    return MemberTable(table.settings, RingState(epoch, now or (), then), rows)
+
+
+def slots_of(table: MemberTable, name: str) -> set[int]:
+    return set(table.slots_of(name))
+
+
+ONE_COPY = attrs.evolve(TERMS, replicas=1)
+
+
+def test_slots_are_owned_and_doubted_before_the_table_is_published() -> None:
+    """No request is answered under a fingerprint with the complete bits of another."""
+    one = seat("b", "a", "c", terms=ONE_COPY)
+    table = table_of("a", "b", "c", terms=ONE_COPY)
+    one.agent.adopt(table)
+    assert one.log == ["doubt", "own", "publish", "complete"]
+    one.log.clear()
+    one.agent.adopt(ring_of(table, "abc", "abcd", epoch=3))
+    assert one.log == ["doubt", "own", "publish"]
+
+
+def test_what_was_complete_stays_so_while_states_follow_one_by_one() -> None:
+    one = seat("b", "a", "c", terms=ONE_COPY)
+    table = table_of("a", "b", "c", terms=ONE_COPY)
+    one.agent.adopt(table)
+    both = ring_of(table, "abc", "ab", epoch=2)
+    one.agent.adopt(both)
+    assert one.slots.owned == slots_of(both, "b") > slots_of(table, "b")
+    assert one.slots.known == slots_of(table, "b")
+
+
+def test_who_missed_a_state_doubts_all_that_it_holds() -> None:
+    """In that state its slots may have been somebody else's."""
+    one = seat("b", "a", "c", terms=ONE_COPY)
+    table = table_of("a", "b", "c", terms=ONE_COPY)
+    one.agent.adopt(table)
+    one.agent.adopt(ring_of(table, "abc", epoch=3))
+    assert one.slots.owned == slots_of(table, "b")
+    assert one.slots.known == set()
+
+
+def test_a_row_that_changes_leaves_the_slots_alone() -> None:
+    one = seat("b", "a", "c")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    one.log.clear()
+    one.agent.adopt(table.with_member(row("c", boot=2)))
+    assert one.log == ["publish"]
+
+
+def test_slots_that_went_to_others_are_left_over_until_they_come_back() -> None:
+    one = seat("b", "a", "c", terms=ONE_COPY)
+    table = table_of("a", "b", "c", terms=ONE_COPY)
+    one.agent.adopt(table)
+    mine = slots_of(table, "b")
+    for epoch, (now, coming) in enumerate([("abc", "abcd"), ("abcd", None)], start=2):
+        one.agent.adopt(ring_of(table, now, coming, epoch=epoch))
+    assert one.agent.leftover == mine - one.slots.owned
+    assert one.agent.leftover
+    one.agent.adopt(ring_of(table, "abcd", "abc", epoch=4))
+    assert not one.agent.leftover
+
+
+def test_a_founder_that_first_hears_of_a_later_state_is_not_complete() -> None:
+    one = seat("b", "a", "c")
+    one.agent.adopt(ring_of(table_of("a", "b", "c"), "abc", "abcd", epoch=2))
+    assert one.completed == []
+    assert not one.agent.register.acceptor.voter
+
+
+# Leaving, and being forgotten
+
+
+def test_who_has_seen_itself_on_its_way_has_left_when_it_is_off_the_ring() -> None:
+    one = seat("c", "a", "b")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    one.agent.adopt(ring_of(table, "abc", "ab", epoch=2))
+    assert (one.agent.leaving, one.agent.left, one.agent.on_ring) == (True, False, True)
+    one.agent.adopt(ring_of(table, "ab", epoch=3))
+    assert (one.agent.left, one.agent.on_ring) == (True, False)
+
+
+def test_who_is_off_the_ring_without_having_seen_it_was_forgotten_and_drops_all() -> None:
+    one = seat("c", "a", "b")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    one.agent.adopt(ring_of(table, "ab", epoch=3))
+    assert (one.agent.left, one.agent.on_ring) == (False, False)
+    assert one.slots.owned == one.slots.known == set()
+    assert one.agent.leftover == slots_of(table, "c")
+
+
+def test_who_wanted_to_go_has_left_also_if_it_missed_that_it_was_on_its_way() -> None:
+    one = seat("c", "a", "b")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    one.agent.resigned = True
+    one.agent.adopt(ring_of(table, "ab", epoch=3))
+    assert one.agent.left
+
+
+def test_a_departure_that_is_given_up_is_none() -> None:
+    one = seat("c", "a", "b")
+    table = table_of("a", "b", "c")
+    for epoch, (now, coming) in enumerate([("abc", None), ("abc", "ab"), ("abc", None)], start=1):
+        one.agent.adopt(ring_of(table, now, coming, epoch=epoch))
+    one.agent.adopt(ring_of(table, "ab", epoch=9))
+    assert not one.agent.left
+
+
+# Two of one name, and two clusters
+
+
+def test_another_process_that_took_ones_name_elsewhere_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    one = seat("c", "a", "b")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    for boot in (5, 7):
+        twin = attrs.evolve(row("c", boot=2), address="elsewhere:1", incarnation=boot)
+        one.agent.adopt(table.with_member(twin))
+        assert one.agent.table is not None
+        assert one.agent.table.members["c"].boot_id == "c1"
+    assert caplog.text.count("another node is called c too, at elsewhere:1") == 1
+
+
+def test_a_node_whose_namesake_is_let_in_before_it_cannot_join() -> None:
+    one = seat("z")
+    table = table_of("a", "b", "c")
+    one.agent.adopt(table)
+    both = ring_of(table, "abc", "abcz", epoch=2)
+    one.agent.adopt(both.with_member(attrs.evolve(row("z", boot=9), address="elsewhere:1")))
+    assert "the name z is taken by a live node at elsewhere:1" in str(one.agent.trouble)
+
+
+def lone(name: str) -> Seat:
+    terms = attrs.evolve(TERMS, expect=1)
+    one = seat(name, terms=terms)
+    one.agent.found("cluster-2")
+    return one
+
+
+def test_a_first_node_that_founded_a_second_cluster_is_told_and_gives_up() -> None:
+    one = lone("a")
+    refused = refusal(one.agent, "offer", over_the_wire(table_of("a", "b", "c").to_wire()))
+    assert refused.code == Code.CLUSTER_MISMATCH
+    assert "cluster cluster-1 has a for a member and reaches it here" in str(one.agent.trouble)
+
+
+@pytest.mark.parametrize("names", ["bc", "a"])
+def test_a_cluster_of_ones_own_is_not_given_up_for_one_without_this_node_or_of_it_alone(names: str) -> None:
+    one = lone("a")
+    assert refusal(one.agent, "offer", table_of(*names).to_wire()).code == Code.CLUSTER_MISMATCH
+    assert one.agent.trouble is None
+
+
+def test_a_cluster_of_several_is_not_given_up_for_another() -> None:
+    one = seat("a", "b", "c")
+    one.agent.found("cluster-2")
+    assert refusal(one.agent, "offer", table_of("a", "b", "c").to_wire()).code == Code.CLUSTER_MISMATCH
+    assert one.agent.trouble is None
+
+
+def test_a_node_of_no_cluster_that_is_called_a_member_will_ask_there() -> None:
+    one = seat("a", boot=2)
+    assert refusal(one.agent, "offer", table_of("a", "b", "c").to_wire()).code == Code.CLUSTER_MISMATCH
+    assert one.agent.called_by == {"b:7400", "c:7400"}
+    assert one.agent.table is None
+
+
+def test_a_node_of_no_cluster_does_not_care_for_those_that_do_not_know_it() -> None:
+    one = seat("z")
+    refusal(one.agent, "offer", table_of("a", "b", "c").to_wire())
+    assert one.agent.called_by == frozenset()
 
 
 # Being asked
@@ -334,7 +565,7 @@ def test_an_introduction_is_answered_with_ones_own_and_remembered() -> None:
 
 def test_a_member_answers_an_introduction_with_its_table() -> None:
     agent = seat("a", "b", "c").agent
-    table = agent.found("cluster-1", STAMP)
+    table = agent.found("cluster-1")
     answer = agent.candidate(member_to_wire(row("b", boot=2)), attrs.astuple(TERMS))
     assert MemberTable.from_wire(over_the_wire(answer[2])) == table
     assert agent.candidates["b"] == row("b")

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcache.agent.agent import Agent, CannotJoin, Terms
+from dcache.agent.changes import look_for_news
 from dcache.agent.formation import PAUSE, form
-from dcache.agent.gossip import gossip
+from dcache.errors import NodeError, ProtocolError
 from dcache.membership import Member, MemberTable
-from dcache.node.service import Refusal
+from dcache.node.refusal import Refusal
 from dcache.ops.effects import Call, Op, Round, Sleep
-from dcache.record import make_version
 from dcache.wire import Decoder, encode_request
 
 TIMEOUT = 1.0
@@ -40,19 +40,42 @@ class Trouble:
     delay: float = 0.001
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_slots() -> Generator[None]:
+    """Who owns what, which takes long to find out, is not at stake here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemberTable, "slots_of", lambda table, name: [])
+        yield
+
+
+class NoSlots:
+    """A store that is not asked."""
+
+    def own(self, slots: object) -> None: ...
+    def doubt(self) -> None: ...
+    def complete(self, slots: object) -> None: ...
+
+
+def agent_of(me: Member, terms: Terms) -> Agent:
+    return Agent(me, terms, lambda table: None, NoSlots())
+
+
 class Life:
     """One process: an agent and what it is doing."""
 
-    def __init__(self, net: Network, name: str, boot: int, terms: Terms, peers: list[str]) -> None:
-        me = Member(name, f"at-{name}:1", boot_id=f"{name}{boot}", incarnation=boot)
+    def __init__(
+        self, net: Network, name: str, boot: int, terms: Terms, peers: list[str], patience: float, address: str
+    ) -> None:
+        me = Member(name, address or f"at-{name}:1", boot_id=f"{name}{boot}", incarnation=boot)
         self.net, self.name, self.alive, self.ended = net, name, True, ""
-        self.agent = Agent(me, terms, lambda table: None, lambda: None)
-        self._work: Op[None] = self._live([peer for peer in peers if peer != me.address])
+        self.agent = agent_of(me, terms)
+        self._work: Op[None] = self._live([peer for peer in peers if peer != me.address], patience)
 
-    def _live(self, peers: list[str]) -> Op[None]:
-        stamp = make_version(next(self.net.numbers), 0, 1)
-        yield from form(self.agent, peers, f"cluster-{next(self.net.numbers)}", lambda: stamp)
-        yield from gossip(self.agent, self.net.random.random)
+    def _live(self, peers: list[str], patience: float) -> Op[None]:
+        yield from form(self.agent, peers, f"cluster-{next(self.net.numbers)}", patience)
+        while True:
+            yield Sleep(0.5 + 0.5 * self.net.random.random())
+            yield from look_for_news(self.agent, self.net.random.random)
 
     def go_on(self) -> None:
         """Do what is to be done until something has to be waited for."""
@@ -130,11 +153,13 @@ class Network:
         self._boots: Counter[str] = Counter()
         self._plan: list[tuple[float, int, Callable[[], None]]] = []
 
-    def boot(self, name: str, terms: Terms, peers: list[str], place: str = "") -> Life:
+    def boot(
+        self, name: str, terms: Terms, peers: list[str], place: str = "", patience: float = 0.0, address: str = ""
+    ) -> Life:
         """Start a node, anew if it is there; `place` tells nodes of one name apart."""
         self._boots[name] += 1
         self.kill(place or name)
-        life = self.nodes[place or name] = Life(self, name, self._boots[name], terms, peers)
+        life = self.nodes[place or name] = Life(self, name, self._boots[name], terms, peers, patience, address)
         self.after(0.0, life.go_on)
         return life
 
@@ -262,8 +287,8 @@ def _void(_: object) -> None:
 
 def test_who_introduces_itself_while_the_votes_come_in_is_not_founded_with() -> None:
     """It was not voted for, and may be founding a cluster of its own."""
-    agent = Agent(Member("a", "at-a:1", boot_id="a1"), Terms(expect=2), lambda table: None, lambda: None)
-    work = form(agent, ["at-b:1"], "cluster-1", lambda: make_version(1, 0, 1))
+    agent = agent_of(Member("a", "at-a:1", boot_id="a1"), Terms(expect=2))
+    work = form(agent, ["at-b:1"], "cluster-1")
     introduction = next(work)
     assert isinstance(introduction, Round)
     (call,) = introduction.begin()
@@ -280,9 +305,9 @@ def test_who_introduces_itself_while_the_votes_come_in_is_not_founded_with() -> 
 
 @pytest.mark.parametrize("answer", [False, None, "yes"])
 def test_nothing_is_founded_without_the_votes_of_all(answer: object) -> None:
-    agent = Agent(Member("a", "at-a:1", boot_id="a1"), Terms(expect=2), lambda table: None, lambda: None)
+    agent = agent_of(Member("a", "at-a:1", boot_id="a1"), Terms(expect=2))
     agent.heard(Member("b", "at-b:1", boot_id="b1"), Terms(expect=2))
-    work = form(agent, [], "cluster-1", lambda: make_version(1, 0, 1))
+    work = form(agent, [], "cluster-1")
     _over(next(work))
     votes = next(work)
     assert isinstance(votes, Round)
@@ -300,15 +325,13 @@ def _over(effect: object) -> None:
 
 def test_an_answer_from_a_life_that_is_over_gives_no_cluster() -> None:
     """a told b of its cluster, died, started anew, and may have b's vote for another by the time that b reads it."""
-    founder = Agent(
-        Member("a", "at-a:1", boot_id="a1", incarnation=1), Terms(expect=2), lambda table: None, lambda: None
-    )
+    founder = agent_of(Member("a", "at-a:1", boot_id="a1", incarnation=1), Terms(expect=2))
     founder.heard(Member("b", "at-b:1", boot_id="b1", incarnation=1), Terms(expect=2))
-    founder.found("cluster-1", make_version(1, 0, 1))
+    founder.found("cluster-1")
     answer = founder.candidate(("b", "at-b:1", "", 1.0, "b1", 1, 0), (3, 150, 0, 2))
 
-    agent = Agent(Member("b", "at-b:1", boot_id="b1", incarnation=1), Terms(expect=2), lambda table: None, lambda: None)
-    work = form(agent, ["at-a:1"], "cluster-2", lambda: make_version(2, 0, 1))
+    agent = agent_of(Member("b", "at-b:1", boot_id="b1", incarnation=1), Terms(expect=2))
+    work = form(agent, ["at-a:1"], "cluster-2")
     introduction = next(work)
     assert isinstance(introduction, Round)
     (call,) = introduction.begin()
@@ -414,12 +437,83 @@ def test_when_all_start_anew_they_are_another_cluster() -> None:
     assert not net.clusters() & before
 
 
-def test_a_node_that_finds_a_cluster_without_a_place_for_it_gives_up() -> None:
+def test_a_node_that_finds_a_cluster_without_a_place_for_it_is_its_guest() -> None:
     net = started("abc")
     net.run(1)
     late = net.boot("d", Terms(expect=3), addresses("abc"))
     net.run(1)
-    assert "no member called d" in late.ended
+    assert late.agent.table is not None
+    assert not late.agent.on_ring
+    assert net.clusters() == {late.agent.table.settings.cluster_id}
+
+
+# A name that is in use
+
+
+def test_a_node_whose_name_is_that_of_a_live_member_elsewhere_gives_up() -> None:
+    net = started("abc")
+    net.run(1)
+    late = net.boot("c", Terms(expect=3), addresses("ab"), place="twin", address="at-twin:1")
+    net.run(1)
+    assert late.ended == (
+        "the name c is taken by a live node at at-c:1: give this one another --name, or stop that one"
+    )
+
+
+@pytest.mark.parametrize("there", ["", "d"], ids=["nobody", "another member"])
+def test_a_member_that_returns_at_another_address_is_let_in_where_its_former_self_is_gone(there: str) -> None:
+    net = started("abc")
+    net.run(1)
+    net.kill("c")
+    if there:
+        net.boot(there, Terms(expect=9), [], place="c")
+    late = net.boot("c", Terms(expect=3), addresses("ab"), place="twin", address="at-twin:1")
+    net.run(3)
+    assert late.ended == ""
+    assert late.agent.table is not None
+    assert late.agent.table.members["c"].address == "at-twin:1"
+
+
+# A first node that was started again
+
+
+def test_a_first_node_waits_to_be_called_before_it_founds_a_cluster() -> None:
+    net = Network()
+    net.boot("a", Terms(), [], patience=2.0)
+    net.run(1.9)
+    assert not net.clusters()
+    net.run(0.5)
+    assert len(net.clusters()) == 1
+
+
+def test_a_first_node_that_is_called_by_its_cluster_becomes_a_member_again() -> None:
+    net = started("abc")
+    net.run(1)
+    before = net.clusters()
+    returned = net.boot("a", Terms(), [], patience=2.0)
+    net.run(1)
+    table = net.nodes["b"].agent.table
+    assert table is not None
+    with pytest.raises(Refusal):
+        returned.agent.offer(table.to_wire())
+    net.run(5)
+    assert net.clusters() == before
+    assert_one_cluster(net, 3)
+
+
+def test_a_first_node_that_was_called_founds_nothing_though_nobody_answers_it() -> None:
+    net = started("abc")
+    net.run(1)
+    table = net.nodes["b"].agent.table
+    assert table is not None
+    returned = net.boot("a", Terms(), [], patience=2.0)
+    net.run(1)
+    with pytest.raises(Refusal):
+        returned.agent.offer(table.to_wire())
+    net.kill("b")
+    net.kill("c")
+    net.run(10)
+    assert not net.clusters()
 
 
 def test_a_member_that_started_anew_with_other_settings_gives_up() -> None:
@@ -436,11 +530,42 @@ def test_a_member_that_started_anew_with_other_settings_gives_up() -> None:
 def test_an_answer_that_makes_no_sense_is_logged_and_passed_over(
     answer: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    agent = Agent(Member("a", "at-a:1", boot_id="a1"), Terms(expect=2), lambda table: None, lambda: None)
-    work = form(agent, ["at-b:1"], "cluster-1", lambda: make_version(1, 0, 1))
+    agent = agent_of(Member("a", "at-a:1", boot_id="a1"), Terms(expect=2))
+    work = form(agent, ["at-b:1"], "cluster-1")
     introduction = next(work)
     assert isinstance(introduction, Round)
     (call,) = introduction.begin()
     introduction.replied(call, answer, Link())
     assert isinstance(next(work), Sleep)
     assert "at-b:1 is no dcache node of this kind" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProtocolError("not MessagePack within the limits"),
+        ProtocolError("node b speaks protocol 2, this is 1: upgrade the older one"),
+        NodeError(2, "unknown method", "candidate"),
+    ],
+)
+def test_who_is_no_dcache_node_or_one_of_another_kind_is_logged_once(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = form(agent_of(Member("a", "at-a:1", boot_id="a1"), Terms(expect=2)), ["at-b:1"], "cluster-1")
+    for _ in range(5):
+        introduction = next(work)
+        assert isinstance(introduction, Round)
+        (call,) = introduction.begin()
+        introduction.failed(call, error, True)
+        assert isinstance(next(work), Sleep)
+    assert caplog.text.count(f"at-b:1 is no dcache node of this kind: {error}") == 1
+
+
+def test_nobody_at_an_address_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    work = form(agent_of(Member("a", "at-a:1", boot_id="a1"), Terms(expect=2)), ["at-b:1"], "cluster-1")
+    introduction = next(work)
+    assert isinstance(introduction, Round)
+    (call,) = introduction.begin()
+    introduction.failed(call, ConnectionRefusedError("refused"), False)
+    assert isinstance(next(work), Sleep)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -1,0 +1,301 @@
+"""How the ring changes: who asks for it, who proposes it, who sees it through.
+
+A change is of one member, and takes two agreed states: from a ring to that ring and the next one, both in force, and on
+to the next one alone, once all of its members that are not down have completed their slots.  If the newcomer dies
+meanwhile, back to the old one.
+
+* Whoever wishes to be let in, or to leave, tells any member, and again every second until the table says so.
+* Every member runs a `steward`.  Where no change is under way it proposes the oldest wish that it was told.  A change
+  under way is the business of the first member by name that is not down; where nothing moves for long, the second steps
+  in, and so on.  Two that propose at once do no harm: the register decides one state, and they pause at random.
+* A node that finds itself on no ring without having seen itself go was forgotten while it was away.  It asks to be let
+  in again; what it holds is in no slot of its own any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import attrs
+
+from dcache.agent.agent import Agent
+from dcache.agent.register import Proposal, Votes, propose, regain_vote
+from dcache.agent.terms import CannotJoin
+from dcache.agent.wishes import RENEW_EVERY
+from dcache.errors import ClusterMismatch, NodeError, ProtocolError
+from dcache.membership import MemberTable, RingState, member_to_wire
+from dcache.ops.effects import Call, Detached, FirstOf, Op, Sleep
+from dcache.record import VersionClock
+from dcache.ring import RingNode
+from dcache.wire import Code
+
+log = logging.getLogger("dcache.agent")
+
+GIVE_UP_AFTER = 5.0
+"""Intervals that a newcomer is down until the change is given up."""
+
+STEP_IN_AFTER = 10.0
+"""Intervals without a new state after which the next member by name takes care of the change too."""
+
+FINISH_AFTER = 10.0
+"""Intervals after which what was accepted and not heard of again is proposed once more."""
+
+MOST_PAUSE = 8.0
+"""Intervals, at most, between two attempts that fail."""
+
+LOOK_EVERY = 0.2
+"""Seconds between two looks of a node that waits to be let in, or to be let go."""
+
+FATAL = frozenset({Code.CLUSTER_MISMATCH, Code.BAD_REQUEST})
+"""What a wish is refused with for good."""
+
+
+class Steward:
+    """One member's care for the ring.  Times in seconds; `interval` is the pause between two looks.
+
+    `clock` stamps ballots, `now` never goes back, `random` gives floats in [0, 1); `start_over` is how long a member
+    that started again waits for enough others that remember what was agreed on.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        clock: VersionClock,
+        now: Callable[[], float],
+        random: Callable[[], float],
+        *,
+        interval: float = 1.0,
+        start_over: float = 30.0,
+    ) -> None:
+        self._agent, self._clock, self._now, self._random = agent, clock, now, random
+        self._interval, self._start_over = interval, start_over
+        self._looked = now()
+        self._epoch = 0
+        self._since = now()  # this epoch is known
+        self._down_since: float | None = None  # the newcomer is
+        self._voteless_since: float | None = None
+        self._asked_at = float("-inf")
+        self._pause, self._not_before = 1.0, float("-inf")
+
+    def work(self) -> Op[None]:
+        """Until this node has left the cluster; `CannotJoin` if it cannot be of it any more."""
+        agent = self._agent
+        while not agent.left:
+            yield Sleep(self._interval * (0.8 + 0.4 * self._random()))
+            if agent.trouble is not None:
+                raise agent.trouble
+            if agent.table is not None:
+                yield from self.look(agent.table)
+
+    def look(self, table: MemberTable) -> Op[None]:
+        """See to what is to be done now."""
+        self._note_time(table)
+        agent, state = self._agent, table.ring_state
+        if not agent.on_ring:
+            yield from self._ask_to_be_let_in()
+            return
+        if not agent.register.acceptor.voter:
+            yield from self._regain_vote()
+        elif self._now() >= self._not_before and agent.me.name in names(state.members):
+            proposal = yield from self._wanted(table)
+            if proposal is not None:
+                yield from self._attempt(proposal)
+
+    def _note_time(self, table: MemberTable) -> None:
+        now = self._now()
+        self._agent.wishes.age(now - self._looked)
+        self._looked = now
+        state = table.ring_state
+        if state.epoch != self._epoch:
+            self._epoch, self._since, self._pause = state.epoch, now, 1.0
+        if not (names(state.next or ()) - names(state.members)) & table.down:
+            self._down_since = None
+        elif self._down_since is None:
+            self._down_since = now
+
+    def _intervals(self, since: float) -> float:
+        """How many intervals have gone by."""
+        return (self._now() - since) / self._interval
+
+    # -- to be let in, and to vote ------------------------------------------------------------------------------------
+
+    def _ask_to_be_let_in(self) -> Op[None]:
+        """This member was forgotten while it was away."""
+        if self._now() >= self._asked_at + RENEW_EVERY and not self._agent.left:
+            self._asked_at = self._now()
+            yield from ask_to_be_let_in(self._agent, self._random)
+
+    def _regain_vote(self) -> Op[None]:
+        if self._voteless_since is None:
+            self._voteless_since = self._now()
+        enough = self._now() - self._voteless_since >= self._start_over
+        if (yield from regain_vote(self._agent.register, start_over=enough)):
+            self._voteless_since = None
+
+    # -- what is to follow --------------------------------------------------------------------------------------------
+
+    def _wanted(self, table: MemberTable) -> Op[Proposal | None]:
+        """The proposal that is this member's to make now."""
+        state, accepted = table.ring_state, self._agent.register.acceptor.accepted
+        if state.next is not None:
+            return (yield from self._under_way(table))
+        wish = self._agent.wishes.next(table)
+        if wish is not None:
+            return wish.proposal(state)
+        unheard_of = accepted is not None and self._intervals(self._since) >= FINISH_AFTER
+        return accepted.proposal if accepted is not None and unheard_of else None
+
+    def _under_way(self, table: MemberTable) -> Op[Proposal | None]:
+        if not self._is_in_charge(table):
+            return None
+        state = table.ring_state
+        if self._down_since is not None:
+            gone = self._intervals(self._down_since) >= GIVE_UP_AFTER
+            return Proposal(RingState(state.epoch + 1, state.members)) if gone else None
+        if state.next is not None and (yield from all_ready(table)):
+            return Proposal(RingState(state.epoch + 1, state.next))
+        return None
+
+    def _is_in_charge(self, table: MemberTable) -> bool:
+        """Whether this member is the first that is there, or those before it have had their time."""
+        me = self._agent.me.name
+        before = [name for name in names(table.ring_state.members) - table.down if name < me]
+        return self._intervals(self._since) >= STEP_IN_AFTER * len(before)
+
+    def _attempt(self, proposal: Proposal) -> Op[None]:
+        """Propose; if nothing comes of it, pause at random, the longer the more often."""
+        agreed = yield from propose(self._agent.register, proposal, self._clock)
+        if agreed:
+            self._pause = 1.0
+            table = self._agent.table
+            assert table is not None
+            log.info("agreed on: %s", told(table.ring_state))
+        else:
+            self._not_before = self._now() + self._interval * self._pause * self._random()
+            self._pause = min(2 * self._pause, MOST_PAUSE)
+
+
+def names(ring: Iterable[RingNode]) -> set[str]:
+    return {node.name for node in ring}
+
+
+def told(state: RingState) -> str:
+    """A ring state for people."""
+    now = f"ring {state.epoch} of {', '.join(sorted(names(state.members)))}"
+    if state.next is None:
+        return now
+    came, went = names(state.next) - names(state.members), names(state.members) - names(state.next)
+    changes = [f"{name} is coming" for name in came] + [f"{name} is going" for name in went]
+    return f"{now}; {', '.join(changes)}"
+
+
+def all_ready(table: MemberTable) -> Op[bool]:
+    """Whether all of the next ring that are not down have completed their slots, and who is leaving knows of it."""
+    state = table.ring_state
+    coming = names(state.next or ())
+    there = sorted(state.names - table.down)
+    round_ = Votes(
+        [Call(name, "ready", (table.fingerprint,)) for name in there], len(there), _as_is, lambda answer: True
+    )
+    yield round_
+    return len(round_.answers) == len(there) and all(round_.answers[name] is True for name in coming & set(there))
+
+
+def _as_is(answer: object) -> object:
+    return answer
+
+
+# -- from outside the ring --------------------------------------------------------------------------------------------
+
+
+def join(agent: Agent, random: Callable[[], float], now: Callable[[], float]) -> Op[None]:
+    """Until this node is on the ring, or on its way there; `CannotJoin`.  `now` in seconds."""
+    asked_at = float("-inf")
+    while not agent.on_ring:
+        if agent.trouble is not None:
+            raise agent.trouble
+        if now() >= asked_at + RENEW_EVERY:
+            asked_at = now()
+            yield from ask_to_be_let_in(agent, random)
+        else:
+            yield from look_for_news(agent, random)
+        if not agent.on_ring:
+            yield Sleep(LOOK_EVERY)
+
+
+def ask_to_be_let_in(agent: Agent, random: Callable[[], float]) -> Op[None]:
+    """Tell a random member of the wish, and hear whether it is fulfilled."""
+    member = _some_member(agent, random)
+    if member is None:
+        return
+    round_ = FirstOf([Call(member, "join", (member_to_wire(agent.me), attrs.astuple(agent.terms)))])
+    yield round_
+    for failure in round_.failures:
+        if isinstance(failure.error, NodeError) and failure.error.code in FATAL:
+            agent.trouble = CannotJoin(str(failure.error.detail))
+            raise agent.trouble
+    yield from look_for_news(agent, random)
+
+
+def look_for_news(agent: Agent, random: Callable[[], float]) -> Op[None]:
+    """Ask a random member for its table: nobody sends it to a node that is on no ring."""
+    member, table = _some_member(agent, random), agent.table
+    if member is None or table is None:
+        return
+    round_ = FirstOf([Call(member, "exchange", (table.digest,))])
+    yield round_
+    for reply in round_.replies:
+        try:
+            if reply.result is not None:
+                agent.adopt(MemberTable.from_wire(reply.result))
+        except (ProtocolError, ClusterMismatch) as error:
+            agent.tell_once("what %s holds for the table is none of this cluster: %s", member, str(error))
+
+
+def leave(agent: Agent, random: Callable[[], float]) -> Op[None]:
+    """Ask to be let go until it is so; at once for a node that is on no ring, or the last one."""
+    agent.resigned = True
+    while agent.on_ring and not _alone(agent):
+        member = _some_member(agent, random)
+        if member is not None:
+            round_ = FirstOf([Call(member, "leave", (agent.me.name,))])
+            yield round_
+        for _ in range(round(RENEW_EVERY / LOOK_EVERY)):
+            if agent.on_ring:
+                yield Sleep(LOOK_EVERY)
+
+
+def _alone(agent: Agent) -> bool:
+    return agent.table is None or agent.table.ring_state.names == {agent.me.name}
+
+
+def _some_member(agent: Agent, random: Callable[[], float]) -> str | None:
+    """Any other member that is not down; any other if all are."""
+    table = agent.table
+    if table is None:
+        return None
+    others = sorted(names(table.ring_state.members) - {agent.me.name})
+    there = [name for name in others if name not in table.down] or others
+    return there[int(random() * len(there))] if there else None
+
+
+# -- a first node that was started again ------------------------------------------------------------------------------
+
+
+def recall(agent: Agent, random: Callable[[], float], interval: float) -> Op[None]:
+    """For ever: now and then tell members that are down what they are members of, wherever they may think they are.
+
+    To be run by a driver that knows no cluster, for one that does refuses to talk to nodes of another.  A first node
+    that was started again with its first command line founds another cluster if nobody calls it in time; it must be
+    told, and then it ends.
+    """
+    while True:
+        yield Sleep(interval * (0.8 + 0.4 * random()))
+        table = agent.table
+        if table is None or not agent.on_ring:
+            continue
+        share = 3.0 / (len(table.members) + 1)
+        lost = [table.members[name].address for name in sorted(table.down) if random() < share]
+        if lost:
+            yield Detached([Call(address, "offer", (table.to_wire(),)) for address in lost])
