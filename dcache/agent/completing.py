@@ -1,0 +1,413 @@
+"""Becoming complete again: taking over, slot by slot, what the other owners know.
+
+The rules and why they are right stand in `dcache.ops.compare`.  Here is what to do about it, over and over until
+nothing is left to be done: ask the other owners which slots are complete there, have them make indexes, and go through
+the slots in chunks.  Each slot is settled twice: once to see what is to be fetched, and once more, when that is there
+and in one step with declaring the slot complete, since anything may have come in between.
+
+* Only the owners on the current ring are heard, also while a next ring is in force beside it: all that was acknowledged
+  before is known to them.  Everything is asked under one ring, and nothing is declared under another.
+* What this node holds of a slot is listed anew each time; for that the store notes what comes to be held.
+* Where so many complete owners cannot be had for long, the slots are started over: nothing that may have been
+  acknowledged is left.  Owners that are complete keep what they hold: they know what it is worth, and others who
+  return may vote for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+
+from dcache.errors import ValueTooLarge
+from dcache.membership import Member, MemberTable
+from dcache.node.service import Refusal, Service
+from dcache.node.store import Store
+from dcache.ops.compare import Inventory, Versions, enough, must_catch_up, settle
+from dcache.ops.effects import Op, Sleep
+from dcache.ops.listing import BATCH, Digests, Heard, Others, Pace, to_bitmap
+from dcache.ops.quorum import majority
+from dcache.record import ZERO, Version, make_version, version_milliseconds
+
+log = logging.getLogger("dcache.agent")
+
+PAUSE = 0.2
+"""Seconds between two looks whether there is anything to do, some 0.8 to 1.2 of that."""
+
+VAIN_PAUSE = 1.0
+"""The same after a round in which nothing could be done."""
+
+CHUNK = 128
+"""Slots settled together at most; fewer where an inventory of so many does not fit one answer."""
+
+SLICE = 2048
+"""Keys or slots gone through between two moments at which others may run: some 1 or 2 ms."""
+
+MARGIN = 1_000
+"""Milliseconds that a slot started over begins above all that can have been written."""
+
+
+class Membership(Protocol):
+    """What is to be known of the node's agent."""
+
+    me: Member
+    table: MemberTable | None
+
+
+@attrs.define
+class Progress:
+    """What completing did since the process started."""
+
+    records: int = 0
+    bytes: int = 0
+    settled: int = 0
+    started_over: int = 0
+
+
+class Moved(Exception):
+    """The ring changed meanwhile: what was asked under the one before does not count."""
+
+
+class Held:
+    """What the node holds of some slots, while it lasts: an index, and what has come since it was begun."""
+
+    def __init__(self, store: Store, slots: Iterable[int], now: Callable[[], int]) -> None:
+        self._store, self._now = store, now
+        self._keys: dict[int, list[bytes]] = {slot: [] for slot in slots}
+        store.arrivals = []
+        self._left = store.snapshot() if len(store) else []
+
+    def build(self) -> Op[None]:
+        """Find the keys, in slices."""
+        while self._left:
+            self._note(self._left[-SLICE:])
+            del self._left[-SLICE:]
+            yield Sleep(0)
+
+    def versions(self, slot: int) -> Versions:
+        """What is held of `slot` at this moment."""
+        arrivals = self._store.arrivals
+        assert arrivals is not None
+        self._note(arrivals)
+        arrivals.clear()
+        now, peek = self._now(), self._store.peek
+        return {key: entry.version for key in self._keys[slot] if (entry := peek(key, now)) is not None}
+
+    def done_with(self, slot: int) -> None:
+        del self._keys[slot]
+
+    def close(self) -> None:
+        self._store.arrivals = None
+
+    def _note(self, keys: Iterable[bytes]) -> None:
+        slot_of, found = self._store.slot_of, self._keys
+        for key in keys:
+            of_slot = found.get(slot_of(key))
+            if of_slot is not None:
+                of_slot.append(key)
+
+
+class Completing:
+    """`now` gives the service's milliseconds; `start_over` is after how many seconds slots are started over."""
+
+    def __init__(
+        self,
+        agent: Membership,
+        service: Service,
+        now: Callable[[], int],
+        random: Callable[[], float],
+        pace: Pace,
+        start_over: float = 30.0,
+    ) -> None:
+        self._agent, self._service, self._store = agent, service, service.store
+        self._now, self._random, self._pace, self._start_over = now, random, pace, start_over
+        self._lacking: dict[int, int] = {}  # slots with too few to ask, and since when
+        self._caught_up: tuple[bytes, set[int]] = b"", set()  # of which ring, and in which slots
+        self.progress = Progress()
+
+    def run(self) -> Op[None]:
+        """For ever: complete what is not complete."""
+        while True:
+            table, settled, pause = self._agent.table, self.progress.settled, PAUSE
+            if table is not None and not self.finished(table):
+                try:
+                    yield from self._round(table)
+                except Moved:
+                    log.debug("the ring changed: completing begins again")
+                pause = PAUSE if self.progress.settled != settled else VAIN_PAUSE
+            yield Sleep(pause * (0.8 + 0.4 * self._random()))
+
+    def finished(self, table: MemberTable) -> bool:
+        """Whether this node has done all that it has to before the next ring of `table`, if any, takes over."""
+        return self._store.all_complete and not self._to_catch_up(table)
+
+    def methods(self) -> Mapping[str, Callable[..., Any]]:
+        return {"ready": self.ready}
+
+    def ready(self, fingerprint: bytes) -> bool:
+        """Whether this node votes for all of its slots, and the next ring may take over as far as it is concerned."""
+        table = self._agent.table
+        return self._service.ready(fingerprint) and table is not None and self.finished(table)
+
+    def behind(self, previous: MemberTable, table: MemberTable) -> bool:
+        """Whether the ring of `table` takes over before this node has caught up: then it is to doubt what it holds."""
+        took_over = previous.ring_state.next == table.ring_state.members
+        return took_over and bool(self._to_catch_up(previous))
+
+    def statistics(self) -> dict[str, Any]:
+        return {f"completing_{name}": value for name, value in attrs.asdict(self.progress).items()}
+
+    # -- one round ----------------------------------------------------------------------------------------------------
+
+    def _round(self, table: MemberTable) -> Op[None]:
+        plan = yield from self._plan(table)
+        others = Others(table.fingerprint, self._pace)
+        digests = yield from others.digests(plan.asked)
+        self._check(table)
+        groups = yield from self._groups(plan, digests)
+        if groups:
+            yield from self._settle_all(table, others, groups, plan.owners)
+        patience = self._now() - round(self._start_over * 1000)
+        overdue = {slot: plan.owners[slot] for slot, since in self._lacking.items() if since <= patience}
+        if overdue:
+            yield from self._start_slots_over(table, others, overdue, digests)
+
+    def _groups(self, plan: _Plan, digests: Mapping[str, Digests]) -> Op[dict[tuple[str, ...], list[int]]]:
+        """The slots that can be settled, by the owners to be heard.  Those of which too few owners are complete are
+        lacking."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        lacking: dict[int, int] = {}
+        for at, (slot, owners) in enumerate(plan.owners.items()):
+            if at % SLICE == SLICE - 1:
+                yield Sleep(0)
+            there = tuple(name for name in owners if name in digests and digests[name][slot][0])
+            if len(there) + self._hears_itself(slot, owners) >= enough(len(owners)):
+                groups.setdefault(there, []).append(slot)
+            else:
+                lacking[slot] = self._lacking.get(slot, self._now())
+        self._lacking = lacking
+        return groups
+
+    def _plan(self, table: MemberTable) -> Op[_Plan]:
+        """What is to be asked of whom.  Slots that nobody else owns are complete at once."""
+        me, ring = self._agent.me.name, table.ring
+        n = min(table.settings.replicas, len(ring))
+        plan, alone = _Plan({}, {}), []
+        wanted = sorted({*self._store.incomplete(), *self._to_catch_up(table)})
+        for at, slot in enumerate(wanted):
+            if at % SLICE == SLICE - 1:
+                yield Sleep(0)
+            owners = ring.slot_owners(slot, n)
+            if owners == (me,):
+                alone.append(slot)
+                continue
+            plan.owners[slot] = owners
+            for name in owners:
+                if name != me:
+                    plan.asked.setdefault(name, []).append(slot)
+        self._check(table)
+        self._store.complete(alone)
+        return plan
+
+    def _check(self, table: MemberTable) -> None:
+        now = self._agent.table
+        if now is None or now.fingerprint != table.fingerprint:
+            raise Moved
+
+    # -- settling -----------------------------------------------------------------------------------------------------
+
+    def _settle_all(
+        self,
+        table: MemberTable,
+        others: Others,
+        groups: Mapping[tuple[str, ...], list[int]],
+        owners: Mapping[int, Sequence[str]],
+    ) -> Op[None]:
+        """Settle slots, grouped by those that are to be heard."""
+        asked: dict[str, list[int]] = {}
+        for names, slots in groups.items():
+            for name in names:
+                asked.setdefault(name, []).extend(slots)
+        held = Held(self._store, owners, self._now)
+        try:
+            yield from held.build()
+            indexes = yield from others.indexes(asked)
+            for names, slots in groups.items():
+                there = [name for name in names if name in indexes]
+                settling = _Settling(self, table, others, held, indexes, there)
+                yield from settling.run(slots, owners)
+            yield others.drop(indexes)
+        finally:
+            held.close()
+
+    def _hears_itself(self, slot: int, owners: Sequence[str]) -> bool:
+        """An owner that is complete, and only has to catch up, counts among those heard."""
+        return bool(self._store.complete_bits[slot]) and self._agent.me.name in owners
+
+    def decide(self, table: MemberTable, slot: int, heard: Mapping[str, Inventory], held: Held, n: int) -> Any:
+        """What settling the slot takes, as of now; None if too few were heard."""
+        mine = held.versions(slot)
+        if self._hears_itself(slot, table.ring.slot_owners(slot, n)):
+            me = Inventory(True, self._store.floors[slot], self._store.barrier(slot), mine)
+            heard = {**heard, self._agent.me.name: me}
+        return settle(mine, heard, enough(n))
+
+    def slot_of(self, key: bytes) -> int:
+        return self._store.slot_of(key)
+
+    def put(self, key: bytes, version: Version, value: bytes, flags: int, ttl: int | None) -> None:
+        """Hold what another owner holds, unless something newer is or may have been here."""
+        self.progress.records += 1
+        self.progress.bytes += len(key) + len(value)
+        try:
+            self._store.set(key, version, value, flags, ttl, self._now())
+        except ValueTooLarge:  # and is now below the floor
+            log.debug("a record of %d bytes has no room here", len(value))
+
+    def finish(self, table: MemberTable, slot: int, heard: Mapping[str, Inventory], held: Held, n: int) -> bool:
+        """Make the slot what it has to be, and declare it complete, in one step.  Whether enough were heard."""
+        self._check(table)
+        settlement = self.decide(table, slot, heard, held, n)
+        if settlement is None:
+            return False
+        store, now = self._store, self._now()
+        for key, (version, _) in settlement.take.items():  # nobody had it any more: it was forgotten
+            store.drop(key, version, now)
+            store.raise_floor(slot, version)
+        for key, version in settlement.drop.items():
+            store.drop(key, version, now)
+        store.raise_floor(slot, settlement.floor)
+        store.complete((slot,))
+        held.done_with(slot)
+        self._note_caught_up(table, slot)
+        self.progress.settled += 1
+        return True
+
+    # -- catching up before there are fewer owners --------------------------------------------------------------------
+
+    def _to_catch_up(self, table: MemberTable) -> set[int]:
+        """The slots in which this node has to know more before the next ring takes over.
+
+        Also those that were completed under the ring before: what they need not know then they must know later.
+        """
+        state, replicas = table.ring_state, table.settings.replicas
+        if state.next is None or not must_catch_up(min(replicas, len(state.members)), min(replicas, len(state.next))):
+            return set()
+        fingerprint, done = self._caught_up
+        stays = self._agent.me.name in table.ring and self._agent.me.name in table.rings[1]
+        if not stays or (fingerprint == table.fingerprint and len(done) == len(self._store.owned)):
+            return set()
+        return set(self._store.owned) - (done if fingerprint == table.fingerprint else set())
+
+    def _note_caught_up(self, table: MemberTable, slot: int) -> None:
+        if self._caught_up[0] != table.fingerprint:
+            self._caught_up = table.fingerprint, set()
+        self._caught_up[1].add(slot)
+
+    # -- starting over ------------------------------------------------------------------------------------------------
+
+    def _start_slots_over(
+        self,
+        table: MemberTable,
+        others: Others,
+        owners: Mapping[int, Sequence[str]],
+        digests: Mapping[str, Digests],
+    ) -> Op[None]:
+        """Start slots over at all owners that are not complete, if a majority of the owners answers."""
+        me = self._agent.me.name
+        asked: dict[str, list[int]] = {}
+        for slot, names in owners.items():
+            if not self._store.complete_bits[slot]:
+                for name in names:
+                    asked.setdefault(name, []).append(slot)
+        heights = yield from others.start_over({name: some for name, some in asked.items() if name != me}, ZERO)
+        self._check(table)
+        heights[me] = self._here(table, (), ZERO)
+        answered = {
+            slot
+            for slot, names in owners.items()
+            if not self._store.complete_bits[slot] and sum(name in heights for name in names) >= majority(len(names))
+        }
+        if not answered:
+            return
+        top = max(max(latest, version_milliseconds(newest)) for latest, newest in heights.values())
+        floor = make_version(top + MARGIN, 0, 0)
+        lost = {
+            name: [slot for slot in asked[name] if slot in answered and not told[slot][0]]
+            for name, told in digests.items()
+            if name in heights and name in asked
+        }
+        self._here(table, answered, floor)
+        for slot in answered:
+            self._lacking.pop(slot, None)
+        self.progress.started_over += len(answered)
+        log.warning(
+            "%d slots are started over: too many of their owners lost their memory at once; old values are misses now",
+            len(answered),
+        )
+        yield from others.start_over(lost, floor)
+
+    def _here(self, table: MemberTable, slots: Iterable[int], floor: Version) -> tuple[int, Version]:
+        try:
+            answer: tuple[int, Version] = self._service.handle(
+                "start_over", (table.fingerprint, to_bitmap(slots), floor)
+            )
+        except Refusal as refusal:
+            raise Moved from refusal
+        return answer
+
+
+@attrs.frozen(eq=False)
+class _Plan:
+    """For each slot that is to be completed its owners, and for each other owner the slots to ask about."""
+
+    owners: dict[int, Sequence[str]]
+    asked: dict[str, list[int]]
+
+
+@attrs.define(eq=False)
+class _Settling:
+    """Goes through slots of which the same nodes are heard."""
+
+    completing: Completing
+    table: MemberTable
+    others: Others
+    held: Held
+    indexes: Mapping[str, Any]
+    names: Sequence[str]
+    step: int = 8
+
+    def run(self, slots: Sequence[int], owners: Mapping[int, Sequence[str]]) -> Op[None]:
+        at = 0
+        while at < len(slots):
+            chunk = slots[at : at + self.step]
+            heard = yield from self.others.inventories(self.indexes, dict.fromkeys(self.names, chunk))
+            yield from self._settle(chunk, heard, owners)
+            at += len(chunk)
+            self.step = min(CHUNK, 2 * self.step) if heard.rounds == 1 else max(1, self.step // 2)
+
+    def _settle(self, chunk: Sequence[int], heard: Heard, owners: Mapping[int, Sequence[str]]) -> Op[None]:
+        wanted: dict[str, list[bytes]] = {name: [] for name in self.names}
+        seen = 0
+        for slot in chunk:
+            inventories, n = heard.by_slot.get(slot, {}), len(owners[slot])
+            settlement = self.completing.decide(self.table, slot, inventories, self.held, n)
+            for key, (_, holders) in settlement.take.items() if settlement is not None else ():
+                wanted[min(holders, key=lambda name: len(wanted[name]))].append(key)
+            seen += sum(len(inventory.versions) for inventory in inventories.values())
+            if seen > 2 * BATCH:
+                seen = 0
+                yield Sleep(0)
+        unanswered = yield from self.others.fetch(wanted, self.completing.put)
+        again = {self.completing.slot_of(key) for key in unanswered}
+        for slot in chunk:
+            if slot in again:
+                continue  # it was not forgotten, for all that is known
+            inventories, n = heard.by_slot.get(slot, {}), len(owners[slot])
+            self.completing.finish(self.table, slot, inventories, self.held, n)
+            seen += sum(len(inventory.versions) for inventory in inventories.values())
+            if seen > 2 * BATCH:
+                seen = 0
+                yield Sleep(0)

@@ -1,0 +1,277 @@
+"""How a node that lost its memory becomes complete again, with real services and stores on a network in memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from dcache.ring import SLOTS, slot_of
+from tests.unit.owners_kit import Owners, full, make_table, v
+
+KEYS = [f"k{n}" for n in range(3000)]
+
+
+def same_slot(key: str) -> str:
+    """Another key of the same slot."""
+    return next(other for n in range(10**6) if slot_of(full(other := f"o{n}")) == slot_of(full(key)))
+
+
+def filled(**settings: object) -> Owners:
+    owners = Owners(**settings)  # type: ignore[arg-type]
+    for n, key in enumerate(KEYS):
+        owners.write(key, n)
+    return owners
+
+
+def test_a_node_that_lost_everything_holds_it_all_again() -> None:
+    owners = filled()
+    before = owners["b"].held()
+    owners["a"].restart()
+    assert not owners["a"].store.all_complete
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners["a"].held() == before == owners["b"].held()
+    assert {owners["a"].version(key) for key in KEYS} == {v(n) for n in range(len(KEYS))}
+
+
+def test_only_what_a_node_owns_comes_to_it() -> None:
+    owners = filled(names="abcde")
+    before = owners["a"].held()
+    owners["a"].restart()
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners["a"].held() == before
+
+
+def test_lifetimes_go_on() -> None:
+    owners = Owners()
+    for name in "abc":
+        owners[name].put("k", 1, ttl=30_000)
+    owners["a"].restart(only="k")
+    owners.until(lambda: owners["a"].store.all_complete)
+    entry = owners["a"].store.peek(full("k"), owners.net.ms)
+    assert entry is not None
+    assert 0 < (entry.ttl(owners.net.ms) or 0) <= 30_000
+
+
+def test_both_others_are_needed_of_three() -> None:
+    owners = filled()
+    owners["c"].host.crash(silent=True)
+    owners["a"].restart()
+    owners.net.run(10)
+    assert owners["a"].store.progress()[0] == 0
+    owners["b"].restart()
+    owners.net.run(10)
+    assert owners["a"].store.progress()[0] == 0
+
+
+def test_a_deleted_value_that_one_owner_still_holds_does_not_come_back() -> None:
+    owners = Owners()
+    owners.write("k", 10)
+    owners.delete("k", 20, at="ab")  # acknowledged; c missed it
+    owners["a"].restart(only="k")
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners["a"].version("k") is None
+    assert owners["a"].store.floor(full("k")) >= v(20)
+    assert owners.reads("k") == {None}
+
+
+def test_what_comes_in_late_while_the_node_is_incomplete_is_not_kept_against_a_floor() -> None:
+    owners = Owners()
+    owners.write("k", 10)
+    owners.delete("k", 20, at="ab")
+    owners["a"].restart(only="k")
+    owners["a"].put("k", 10)  # a copy that was long under way
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners.reads("k") == {None}
+
+
+@pytest.mark.parametrize("after", range(0, 120, 3))
+def test_what_comes_in_late_at_any_moment_of_completing_does_no_harm(after: int) -> None:
+    owners = Owners()
+    owners.write("k", 10)
+    owners.delete("k", 20, at="ab")
+    owners["a"].restart(only="k")
+    owners.net.run(after / 1000)
+    owners["a"].put("k", 10)
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners.reads("k") == {None}
+
+
+def test_a_record_that_is_forgotten_between_being_listed_and_fetched_is_known_to_have_been() -> None:
+    owners = Owners()
+    owners.write("k", 20, at="ab")
+    owners.write("k", 10, at="c")
+    owners["a"].restart(only="k")
+    owners.net.run_until(lambda: owners.net.counts["fetch"], 20, 0.001)
+    owners["b"].forget("k")
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners["a"].version("k") is None
+    assert owners["a"].store.floor(full("k")) >= v(20)
+    assert v(10) not in owners.reads("k")
+
+
+def test_promises_of_others_are_a_barrier() -> None:
+    """Else a delete would be acknowledged below a promise, and the fill it was given for would win."""
+    owners = Owners()
+    for name in "ab":
+        assert owners[name].store.claim(full("k"), v(50), v(0), owners.net.ms)[1]
+    owners["a"].restart(only="k")
+    owners.until(lambda: owners["a"].store.all_complete)
+    status, in_the_way, _ = owners["a"].store.delete(full("k"), v(40), owners.net.ms)
+    assert status != 0
+    assert in_the_way >= v(50)
+
+
+def test_a_record_of_which_no_answer_came_is_not_taken_for_forgotten() -> None:
+    owners = Owners()
+    owners.write("k", 20)
+    owners["a"].restart(only="k")
+    owners.net.run_until(lambda: owners.net.counts["fetch"], 20, 0.001)
+    for name in "bc":
+        owners[name].host.shut(owners[name].host.process.callers)  # type: ignore[union-attr]
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners["a"].version("k") == v(20)
+
+
+def test_slots_that_nobody_else_owns_are_complete_at_once() -> None:
+    owners = Owners("ab", replicas=1)
+    owners["a"].restart()
+    owners.until(lambda: owners["a"].store.all_complete, 1.0)
+    assert not owners.net.counts["digests"]
+
+
+def test_writes_meanwhile_are_kept() -> None:
+    owners = filled()
+    owners["a"].restart()
+    for n in range(200):
+        owners.net.run(0.002)
+        owners.write(f"new{n}", 10_000 + n)
+        owners.write(KEYS[n], 10_000 + n)
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners["a"].held() == owners["b"].held()
+    assert {owners["a"].version(f"new{n}") for n in range(200)} == {v(10_000 + n) for n in range(200)}
+    assert {owners["a"].version(KEYS[n]) for n in range(200)} == {v(10_000 + n) for n in range(200)}
+
+
+def test_nothing_is_declared_under_another_ring_than_it_was_asked_under() -> None:
+    owners = filled()
+    owners["a"].restart()
+    owners.until(lambda: owners["a"].store.progress()[0])
+    owners["a"].learn(make_table("abc", epoch=2))
+    done = owners["a"].store.progress()[0]
+    owners.net.run(5)  # the others have another ring, and refuse
+    assert owners["a"].store.progress()[0] == done
+    owners.learn(make_table("abc", epoch=2))
+    owners.until(lambda: owners["a"].store.all_complete)
+
+
+def test_a_newcomer_asks_the_owners_on_the_current_ring() -> None:
+    owners = Owners("abcd")
+    owners.learn(make_table("abc", epoch=2))
+    for owner in owners.by_name.values():
+        owner.store.complete(range(SLOTS))
+    for n, key in enumerate(KEYS):
+        owners.write(key, n)
+    owners.learn(make_table("abc", following="abcd", epoch=3))
+    newcomer = owners["d"].store
+    assert not newcomer.all_complete
+    owners.until(lambda: newcomer.all_complete)
+    mine = set(newcomer.owned)
+    assert owners["d"].held() == {full(key) for key in KEYS if slot_of(full(key)) in mine}
+
+
+def test_a_whole_cluster_that_lost_its_memory_starts_over_after_the_stated_time() -> None:
+    owners = filled(start_over=5.0)
+    for name in "abc":
+        owners[name].restart()
+    owners["c"].put("k1", 1)  # a copy that was long under way
+    owners.net.run(4.5)
+    assert [owners[name].store.progress()[0] for name in "abc"] == [0, 0, 0]
+    owners.until(lambda: all(owners[name].store.all_complete for name in "abc"), 10.0)
+    assert owners["c"].version("k1") is None
+    for name in "abc":
+        assert min(owners[name].store.floors) > v(owners.net.ms + 50_000)
+
+
+def test_a_majority_of_the_owners_is_needed_to_start_over() -> None:
+    owners = filled(start_over=2.0)
+    owners["b"].host.crash(silent=True)
+    owners["c"].host.crash(silent=True)
+    owners["a"].restart()
+    owners.net.run(20)
+    assert owners["a"].store.progress()[0] == 0
+
+
+def test_an_owner_that_is_complete_keeps_what_it_holds_when_another_starts_over() -> None:
+    """If the third returns with its memory, what the two hold can be read again."""
+    owners = filled(start_over=2.0)
+    owners.net.cut("a", "c")
+    owners["a"].restart()
+    owners.until(lambda: owners["a"].store.all_complete, 10.0)
+    assert owners["b"].held() == owners["c"].held() != set()
+    assert owners.reads("k7") == {v(7), None}
+
+
+def test_no_more_than_the_stated_bytes_per_second() -> None:
+    owners = filled()
+    owners["a"].rate = 100_000
+    owners["a"].restart()
+    seconds = owners.until(lambda: owners["a"].store.all_complete, 60.0)
+    assert owners["a"].pace.bytes / seconds <= 100_000
+    assert owners["a"].pace.bytes / seconds >= 30_000
+
+
+def test_it_goes_on_when_messages_are_lost() -> None:
+    owners = filled()
+    owners.net.default.loss = 0.05
+    owners["a"].restart()
+    owners.until(lambda: owners["a"].store.all_complete, 200.0)
+    assert owners["a"].held() == owners["b"].held()
+
+
+def test_it_never_goes_above_the_memory_limit() -> None:
+    owners = filled()
+    owners["a"].memory = owners["b"].store.used // 2
+    owners["a"].restart()
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners["a"].store.used <= owners["a"].memory
+    assert all(v(n) in owners.reads(key) | {v(n)} for n, key in enumerate(KEYS))
+
+
+def test_other_keys_of_a_slot_are_taken_though_one_was_forgotten() -> None:
+    owners = Owners()
+    other = same_slot("k")
+    owners.write("k", 10)
+    owners.write(other, 30)
+    owners.delete("k", 20, at="ab")
+    owners["a"].restart(only="k")
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners["a"].version(other) == v(30)
+
+
+# -- fewer owners than before -----------------------------------------------------------------------------------------
+
+
+def shrunk(*, catching_up: bool) -> Owners:
+    """Of three, c has left; what was acknowledged by a and c reached b by catching up, or not at all."""
+    owners = Owners(begin=catching_up)
+    owners.write("k", 10)
+    owners.write("k", 20, at="ac")
+    owners.learn(make_table("abc", following="ab", epoch=2))
+    if catching_up:
+        table = owners.table
+        assert not owners["b"].completing.ready(table.fingerprint)
+        assert owners["b"].completing.behind(table, make_table("ab", epoch=3))
+        assert not owners["b"].completing.behind(table, make_table("abc", epoch=3))  # the change was given up
+        owners.until(lambda: all(owners[name].completing.finished(table) for name in "ab"))
+        assert owners["b"].completing.ready(table.fingerprint)
+        assert not owners["b"].completing.behind(table, make_table("ab", epoch=3))
+    owners.learn(make_table("ab", epoch=3))
+    owners["a"].restart()
+    if not catching_up:
+        owners["b"].begin()
+    owners.until(lambda: owners["a"].store.all_complete)
+    return owners
+
+
+def test_owners_catch_up_before_they_are_two_in_place_of_three() -> None:
+    assert shrunk(catching_up=True).reads("k") == {v(20)}
+    assert shrunk(catching_up=False).reads("k") == {v(10)}  # which is older than what was acknowledged
