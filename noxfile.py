@@ -164,3 +164,10 @@ def random(session: nox.Session) -> None:
     arguments = [f"--hypothesis-seed={number}" for number in seed]
     session.warn(f"to run this again: nox -s random -- {' '.join([*arguments, *session.posargs])}")
     pytest(session, "tests/unit", "--hypothesis-profile=random", *arguments)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Clients at work while nodes die, hang, join and leave and the network fails; `-- --seeds 20` takes more seeds."""
+    install_for_tests(session)
+    session.run("python", "-m", "tests.chaos.long", *session.posargs)
