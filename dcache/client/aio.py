@@ -15,7 +15,8 @@ from dcache.client.cached import AsyncDecorator, cached
 from dcache.client.forks import reset_after_fork
 from dcache.client.keys import KeyFunction
 from dcache.client.loading import UNREACHABLE, Claimer, Compute, Loaded, Loading, StoreIf, loading, own_copy
-from dcache.client.session import RERUNS, Configuration, Session, View, key_from_bytes, parse_url
+from dcache.client.reruns import Reruns, Sets
+from dcache.client.session import Configuration, Session, View, key_from_bytes, parse_url
 from dcache.client.singleflight import Flights, run_async
 from dcache.codec import Serializer
 from dcache.drivers.aio import AsyncDriver
@@ -32,13 +33,20 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
+TURN_PAUSE = 0.01
+
+
+def _still_searching() -> NoNodesAvailable:
+    return NoNodesAvailable({"the cluster": "another task is still looking for it"})
+
+
 class Bound:
     """What an engine has in one event loop."""
 
     def __init__(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
         self.driver = AsyncDriver(session.books, loop)
         self.flights: Flights[asyncio.Event] = Flights(asyncio.Event)
-        self.discovering = asyncio.Lock()  # one task asks for the table at a time
+        self.discovering = asyncio.Lock()  # one task of this loop asks for the table, or waits for its turn
 
 
 class AsyncEngine:
@@ -70,7 +78,7 @@ class AsyncEngine:
     ) -> T:
         bound, timeout = self.bound(), view.options.timeout
         deadline = bound.driver.loop.time() + timeout
-        reruns = 0
+        reruns: Reruns | None = None
         while True:
             if self.session.needs_discovery():
                 await self.discover(bound, deadline, timeout)
@@ -80,10 +88,8 @@ class AsyncEngine:
             try:
                 return await bound.driver.run(operation(ctx, *args, **kw), deadline, timeout)
             except (QuorumError, ClusterMismatch) as error:
-                reruns += 1
-                if reruns > RERUNS or not self.session.worth_a_rerun(ctx, error):
-                    self.session.note(error)
-                    raise
+                reruns = reruns or Reruns(self.session, operation, deadline)
+                await asyncio.sleep(reruns.pause(ctx, error))
 
     async def discover(self, bound: Bound, deadline: float, timeout: float) -> None:
         session = self.session
@@ -159,13 +165,22 @@ class AsyncEngine:
 
     @asynccontextmanager
     async def _turn(self, bound: Bound, deadline: float) -> AsyncIterator[None]:
+        """Held by one task at a time, of all loops."""
         try:
             async with asyncio.timeout_at(deadline):
                 await bound.discovering.acquire()
         except TimeoutError:
-            raise NoNodesAvailable({"the cluster": "another task is still looking for it"}) from None
+            raise _still_searching() from None
         try:
-            yield
+            searching = self.session.searching
+            while not searching.acquire(blocking=False):  # held in another loop, which cannot wake this one
+                if bound.driver.loop.time() >= deadline:
+                    raise _still_searching()
+                await asyncio.sleep(TURN_PAUSE)
+            try:
+                yield
+            finally:
+                searching.release()
         finally:
             bound.discovering.release()
 
@@ -321,9 +336,12 @@ class AsyncClient(View):
 
     async def set_many(self, mapping: Mapping[K, Any], ttl: TtlOrDefault = DEFAULT) -> dict[K, DcacheError]:
         """See `Client.set_many`."""
+        sets = Sets(self.session, mapping, ttl)
         try:
-            return await self._run(batch.set_many, mapping, ttl)
+            return await self._run(sets.run)
         except UNREACHABLE as error:
+            if sets.errors is not None:
+                return sets.errors
             if self.options.on_error == "raise":
                 raise
             return dict.fromkeys(mapping, error)

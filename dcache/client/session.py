@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from copy import copy
@@ -17,7 +18,7 @@ import attrs
 
 from dcache.codec import Codec, Serializer
 from dcache.drivers.driver import Books, Settings
-from dcache.errors import ClientClosed, ClusterMismatch, DcacheError, QuorumError, ValueTooLarge
+from dcache.errors import ClientClosed, DcacheError, QuorumError, ValueTooLarge
 from dcache.membership import MemberTable
 from dcache.ops.backoff import Backoff
 from dcache.ops.context import Context, Counters, Key, Options, Shared, Ttl, key_to_bytes
@@ -28,11 +29,8 @@ from dcache.wire import Limits, storage_key
 
 log = logging.getLogger("dcache.client")
 
-RERUNS = 3
-"""How often an operation that met a newer ring is run anew before its error is raised."""
-
 SEARCH_PAUSE = 1.0
-"""Seconds between two searches for a cluster whose members do not answer."""
+"""Seconds between two searches for a cluster whose members do not answer, give or take a half."""
 
 _SEEDS = "the seeds"  # a name in the backoff, where nodes have theirs
 
@@ -90,11 +88,12 @@ class Session:
         self.settings = Settings(time.monotonic, wall_ms, configuration.connect_timeout, configuration.max_connections)
         self.shared = Shared(VersionClock(new_writer(), wall_ms), time.monotonic, random.random, backoff)
         self.topology = Topology(seeds, random.random)
-        self.books = Books(self.topology, backoff, self.settings)
+        self.books = Books(self.topology, backoff, self.settings, self.shared.counters)
+        self.searching = threading.Lock()  # held by the one that asks for the table
         self.closed = False
         self._complained = self._told_of_size = False
         self._lost_cluster: DcacheError | None = None  # why the last search for it failed
-        self._searched = 0.0
+        self._search_again = 0.0
 
     @property
     def counters(self) -> Counters:
@@ -108,6 +107,7 @@ class Session:
         """Become another writer, who trusts nothing that was under way."""
         self.shared.clock.reset(new_writer())
         self.shared.backoff.reset()
+        self.searching = threading.Lock()
 
     def check_open(self) -> None:
         if self.closed:
@@ -129,21 +129,14 @@ class Session:
 
     def discovered(self, table: MemberTable) -> None:
         self._lost_cluster = None
-        self._searched = self.settings.monotonic()
+        self._search_again = self.settings.monotonic() + SEARCH_PAUSE * (0.5 + self.shared.random())
         self.shared.backoff.answered(_SEEDS)
         self.topology.install(table)
-
-    def worth_a_rerun(self, ctx: Context, error: QuorumError | ClusterMismatch) -> bool:
-        """Whether the operation did nothing because the ring it worked with is no longer the one in force."""
-        table = self.topology.table
-        in_doubt = isinstance(error, QuorumError) and error.in_doubt
-        return not in_doubt and (table is None or table.fingerprint != ctx.fingerprint)
 
     def note(self, error: Exception) -> None:
         """An operation failed for want of nodes: perhaps none of those that are known is there any more."""
         self.counters.errors += 1
-        rested = self.settings.monotonic() - self._searched > SEARCH_PAUSE
-        if isinstance(error, QuorumError) and error.got == 0 and rested:
+        if isinstance(error, QuorumError) and error.got == 0 and self.settings.monotonic() > self._search_again:
             self.topology.forsaken = True
 
     def complain(self, error: Exception) -> None:

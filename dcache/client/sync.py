@@ -15,7 +15,8 @@ from dcache.client.cached import Decorator, cached
 from dcache.client.forks import reset_after_fork
 from dcache.client.keys import KeyFunction
 from dcache.client.loading import UNREACHABLE, Claimer, Compute, Loaded, Loading, StoreIf, loading, own_copy
-from dcache.client.session import RERUNS, Configuration, Session, View, key_from_bytes, parse_url
+from dcache.client.reruns import Reruns, Sets
+from dcache.client.session import Configuration, Session, View, key_from_bytes, parse_url
 from dcache.client.singleflight import Flights, run_sync
 from dcache.codec import Serializer
 from dcache.drivers.blocking import BlockingDriver
@@ -39,13 +40,12 @@ class Engine:
         self.session = session
         self.driver = BlockingDriver(session.books)
         self.flights: Flights[threading.Event] = Flights(threading.Event)
-        self._discovering = threading.Lock()  # one asks for the table at a time
         reset_after_fork(self)
 
     def run(self, view: View, operation: Callable[Concatenate[Context, P], Op[T]], *args: P.args, **kw: P.kwargs) -> T:
         timeout = view.options.timeout
         deadline = time.monotonic() + timeout
-        reruns = 0
+        reruns: Reruns | None = None
         while True:
             if self.session.needs_discovery():
                 self.discover(deadline, timeout)
@@ -55,10 +55,8 @@ class Engine:
             try:
                 return self.driver.run(operation(ctx, *args, **kw), deadline, timeout)
             except (QuorumError, ClusterMismatch) as error:
-                reruns += 1
-                if reruns > RERUNS or not self.session.worth_a_rerun(ctx, error):
-                    self.session.note(error)
-                    raise
+                reruns = reruns or Reruns(self.session, operation, deadline)
+                time.sleep(reruns.pause(ctx, error))
 
     def discover(self, deadline: float, timeout: float) -> None:
         session = self.session
@@ -135,16 +133,16 @@ class Engine:
         self.session.after_fork()
         self.driver.abandon()
         self.flights.reset()
-        self._discovering = threading.Lock()
 
     @contextmanager
     def _turn(self, deadline: float) -> Iterator[None]:
-        if not self._discovering.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        searching = self.session.searching
+        if not searching.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise NoNodesAvailable({"the cluster": "another thread is still looking for it"})
         try:
             yield
         finally:
-            self._discovering.release()
+            searching.release()
 
 
 class Client(View):
@@ -316,9 +314,12 @@ class Client(View):
         A value that is too large or cannot be encoded, or a key whose owners are away, does not keep the others from
         being stored.
         """
+        sets = Sets(self.session, mapping, ttl)
         try:
-            return self._run(batch.set_many, mapping, ttl)
+            return self._run(sets.run)
         except UNREACHABLE as error:
+            if sets.errors is not None:
+                return sets.errors
             if self.options.on_error == "raise":
                 raise
             return dict.fromkeys(mapping, error)

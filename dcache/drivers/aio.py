@@ -10,13 +10,15 @@ import asyncio
 from typing import TypeVar, cast
 
 from dcache.drivers.channel import Channel, Waiter
-from dcache.drivers.driver import PATIENCE, Books, Execution, TableWaiter
+from dcache.drivers.driver import PATIENCE, Books, Execution, Probe, TableWaiter
 from dcache.errors import ClientClosed, DcacheError
 from dcache.ops.effects import Call, Detached, Op, Round
 
 T = TypeVar("T")
 WRITE_BUFFER_MAX = 64 * 1024 * 1024
 """A node that leaves more than this unread is treated as broken off."""
+TICK = 0.001
+"""A loop's timer may strike so much too early."""
 
 
 class Connection(asyncio.Protocol):
@@ -83,9 +85,16 @@ class Connection(asyncio.Protocol):
             self.broke(error)
             return
         if not greeted and self.channel.ready:
-            if not self._greeted.done():
-                self._greeted.set_result(None)
-            self._flush()
+            self._made()
+
+    def _made(self) -> None:
+        """Hello was answered.  Whatever the table became before this connection could bring the news is asked for."""
+        if not self._greeted.done():
+            self._greeted.set_result(None)
+        news = self.driver.books.news(self.node, self.channel.digest)
+        if news is not None:
+            self.channel.request(news, TableWaiter(self.driver.books.topology), self._loop.time())
+        self._flush()
 
     def eof_received(self) -> None:
         self.broke(ConnectionError("the node closed the connection"))
@@ -160,6 +169,8 @@ class AsyncDriver:
         except StopIteration as stop:
             result: T = stop.value
             return result
+        finally:
+            self._probe()
 
     async def _round(self, round_: Round, deadline: float, patience: float) -> None:
         waiting = _Waiting(self, round_, deadline, patience)
@@ -173,6 +184,13 @@ class AsyncDriver:
             waiting.close()
         if round_.failures and self.loop.time() >= deadline:
             round_.expired = True  # calls that fail at once never meet the deadline, and who tries again must
+
+    def _probe(self) -> None:
+        """Ask the nodes that it is time to ask whether they are well; nobody waits for it."""
+        if self.closed:
+            return
+        for call in self.books.probes():
+            self.send(call, Probe(self.books))
 
     def _ask_for_news(self) -> None:
         topology = self.books.topology
@@ -200,9 +218,10 @@ class _Waiting:
         self._loop, self._round = driver.loop, round_
         self._deadline, self._patience = deadline, patience
         self._future: asyncio.Future[None] | None = None
-        self._execution = Execution(round_, driver.books, driver.send, self._wake)
+        self._execution = Execution(round_, driver.books, driver.send, self._wake, patience)
         self._execution.start()
-        self._timer = self._loop.call_at(min(deadline, self._loop.time() + patience), self._tick)
+        self._late = self._loop.time() + patience
+        self._timer = self._loop.call_at(min(deadline, self._late, self._execution.hedge_at()), self._tick)
 
     async def event(self) -> None:
         self._future = self._loop.create_future()
@@ -221,8 +240,12 @@ class _Waiting:
         if now >= self._deadline:
             self._execution.expire()
             return
-        self._timer = self._loop.call_at(min(self._deadline, now + self._patience), self._tick)
-        self._execution.late()
+        if now >= self._late:
+            self._late = now + self._patience
+            self._execution.late()
+        self._execution.hedge()
+        hedge_at = max(self._execution.hedge_at(), now + TICK)
+        self._timer = self._loop.call_at(min(self._deadline, self._late, hedge_at), self._tick)
 
     def close(self) -> None:
         self._timer.cancel()

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from dcache.drivers.channel import Channel, Unanswered, Waiter
-from dcache.drivers.driver import PATIENCE, Books, Execution, TableWaiter
+from dcache.drivers.driver import PATIENCE, Books, Execution, Probe, TableWaiter
 from dcache.errors import ClientClosed, DcacheError
 from dcache.ops.effects import Call, Detached, Op, Round
 
@@ -72,6 +72,10 @@ class Connection:
     def unfinished(self) -> bool:
         """Whether what was asked of it has not left yet."""
         return self.wants_to_write() or not self.channel.ready
+
+    def overdue(self, now: float) -> bool:
+        """Whether it should have been made by now."""
+        return not self.channel.ready and now >= self.deadline
 
     def writable(self) -> None:
         """The socket is connected, or can take more bytes; `OSError` if it could not connect."""
@@ -151,15 +155,23 @@ class Pool:
             if self.closed:
                 raise ClientClosed("the client was closed")
             if self._idle:
-                connection = held[self._node] = self._idle[-1]
-                self._in_use.add(connection)
-                self._idle.pop()
-                return connection
+                return self._take_idle(held)
             extra = len(self._in_use) >= self._most
             connection = held[self._node] = Connection(self._node, extra)
             if not extra:
                 self._in_use.add(connection)
             return connection
+
+    def borrow(self, held: Held) -> Connection | None:
+        """Put the connection that was used last into `held`, if it is idle."""
+        with self._lock:
+            return self._take_idle(held) if self._idle else None
+
+    def _take_idle(self, held: Held) -> Connection:
+        connection = held[self._node] = self._idle[-1]
+        self._in_use.add(connection)
+        self._idle.pop()
+        return connection
 
     def give(self, held: Held, connection: Connection) -> bool:
         """Put a connection back.  False if it must be closed by the caller, who still holds it."""
@@ -225,14 +237,18 @@ class BlockingDriver:
                 pool = self._pools[node] = Pool(node, self._most)
             return pool
 
+    def existing_pool(self, node: str) -> Pool | None:
+        """There is none in a child that was forked meanwhile."""
+        return self._pools.get(node)
+
     def give(self, held: Held, connection: Connection) -> bool:
         """See `Pool.give`."""
-        pool = self._pools.get(connection.node)  # none in a child that was forked meanwhile
+        pool = self.existing_pool(connection.node)
         return pool is not None and pool.give(held, connection)
 
     def forget(self, connection: Connection) -> None:
         """See `Pool.forget`."""
-        pool = self._pools.get(connection.node)
+        pool = self.existing_pool(connection.node)
         if pool is not None:
             pool.forget(connection)
 
@@ -259,24 +275,27 @@ class BlockingDriver:
                     time.sleep(max(0.0, min(effect.seconds, deadline - time.monotonic())))
         except StopIteration as stop:
             leases.ask_for_news()
+            leases.probe()
             leases.give_back(timeout * PATIENCE)
             result: T = stop.value
             return result
         except (DcacheError, ValueError, TypeError):
+            leases.probe()
             leases.give_back(0.0)
             raise
 
     def _round(self, round_: Round, leases: Leases, deadline: float, timeout: float) -> None:
-        execution = Execution(round_, self._books, leases.send, _nothing)
-        execution.start()
         patience = timeout * PATIENCE
+        execution = Execution(round_, self._books, leases.send, _nothing, patience)
+        execution.start()
         late = time.monotonic() + patience
         while not round_.over():
             if not round_.pending:  # what had sufficed has broken off since: ask others at once
                 execution.late()
                 continue
             now = time.monotonic()
-            leases.wait(max(0.0, min(deadline, late) - now))
+            hedge_at = execution.hedge_at()
+            leases.wait(max(0.0, min(deadline, late, hedge_at) - now))
             if round_.over():
                 break
             now = time.monotonic()
@@ -287,6 +306,8 @@ class BlockingDriver:
             if now >= late:
                 late = now + patience
                 execution.late()
+            if now >= hedge_at:
+                execution.hedge()
         execution.close()
         if round_.failures and time.monotonic() >= deadline:
             round_.expired = True  # calls that fail at once never meet the deadline, and who tries again must
@@ -325,17 +346,15 @@ class Leases:
             if not connection.channel.ready:
                 seconds = min(seconds, max(0.0, connection.deadline - now))
         for connection, readable, writable in ready(connections, seconds):
+            if not connection.channel.alive:
+                continue  # it was lost over a call that followed from another one's answer, and may be replaced by now
             try:
-                if writable:
-                    connection.writable()
-                if readable:
-                    connection.readable()
-                connection.flush()
+                self._go_on(connection, readable, writable)
             except (OSError, DcacheError) as error:
                 self._lost(connection, error)
         now = time.monotonic()
         for connection in connections:
-            if not connection.channel.ready and connection.channel.alive and now >= connection.deadline:
+            if connection.channel.alive and connection.overdue(now):
                 self._lost(connection, TimeoutError("no connection within connect_timeout"))
 
     def give_up(self, nodes: Iterable[str]) -> None:
@@ -343,6 +362,40 @@ class Leases:
         for node in nodes:
             if node in self._held:
                 self._discard(self._held[node])
+
+    def _go_on(self, connection: Connection, readable: bool, writable: bool) -> None:
+        """Write and read what can be; `OSError` or `DcacheError` if the connection is of no more use."""
+        channel = connection.channel
+        if writable:
+            connection.writable()
+        if readable:
+            greeted = channel.ready
+            connection.readable()
+            if channel.ready and not greeted:
+                # Whatever the table became before this connection could bring the news is asked for.
+                news = self._books.news(connection.node, channel.digest)
+                if news is not None:
+                    channel.request(news, TableWaiter(self._books.topology), time.monotonic())
+        connection.flush()
+
+    def probe(self) -> None:
+        """See to the nodes that are being left alone, without waiting for them: ask those that it is time to ask, and
+        take in what others have answered meanwhile."""
+        backoff = self._books.backoff
+        for node in backoff.probed():
+            self._look_at(node)
+        for call in self._books.probes():
+            self.send(call, Probe(self._books))
+
+    def _look_at(self, node: str) -> None:
+        pool = self._driver.existing_pool(node)
+        connection = None if pool is None or node in self._held else pool.borrow(self._held)
+        if connection is None:
+            return
+        fault = self._fault(connection)
+        if fault is not None:
+            self._books.failed(node, fault)
+            self._discard(connection)
 
     def ask_for_news(self) -> None:
         """Now and then, have some node say whether the table has changed; its answer is read in passing."""
@@ -356,22 +409,27 @@ class Leases:
 
         Connections that are not made yet, or have frames not yet sent whole, get `grace` seconds: closing that of the
         owner that was not waited for would cost it the write.  A node that needs longer is in trouble; were it not
-        said so here, every operation would wait for it.
+        said so here, every operation would wait for it.  With a node that is in trouble already nobody waits: its
+        connection goes on being made when somebody looks at it again.
         """
         until = time.monotonic() + grace
-        while any(connection.unfinished() for connection in self._held.values()):
+        while any(connection.unfinished() and not self._failing(connection) for connection in self._held.values()):
             left = until - time.monotonic()
             if left <= 0:
                 break
             self.wait(left)
         now = time.monotonic()
         for connection in list(self._held.values()):
-            unfinished = connection.unfinished()
-            if unfinished and grace:
+            parked = connection.unfinished() and self._failing(connection)
+            late = connection.unfinished() and not parked
+            if late and grace:
                 self._books.failed(connection.node, TimeoutError("neither connected nor read in good time"))
-            connection.fresh, connection.used = False, now
-            if unfinished or not self._driver.give(self._held, connection):
+            connection.fresh, connection.used = parked and connection.fresh, now
+            if late or not self._driver.give(self._held, connection):
                 self._discard(connection)
+
+    def _failing(self, connection: Connection) -> bool:
+        return self._books.backoff.failing(connection.node)
 
     def close(self) -> None:
         """Something unforeseen came in between: no connection is trusted any more."""
@@ -384,27 +442,43 @@ class Leases:
             return connection
         wait = None if self._held else max(0.0, self._deadline - time.monotonic())
         connection = self._driver.pool(node).take(self._held, wait)
-        if connection.opened and not self._usable(connection):
-            connection.close()
+        if connection.opened:
+            self._check(connection)
         if not connection.opened:
             self._open(connection)
         return connection
 
-    def _usable(self, connection: Connection) -> bool:
-        """Read what came for earlier operations; a node that has owed an answer for long is in trouble."""
+    def _check(self, connection: Connection) -> None:
+        """Close a connection that is of no more use; `TimeoutError` if another would not be of any either."""
+        fault = self._fault(connection)
+        if isinstance(fault, TimeoutError):
+            self._books.failed(connection.node, fault)
+            self._discard(connection)
+            raise fault
+        if fault is not None:
+            connection.close()
+
+    def _fault(self, connection: Connection) -> Exception | None:
+        """Read what came for earlier operations; why the connection is of no more use, if it is not.  A `TimeoutError`
+        says that the node has owed an answer, or the connection itself, for too long."""
         now = time.monotonic()
         since = connection.channel.waiting_since()
         if since is None and now - connection.used < 1.0:
-            return True
+            return None
         try:
-            connection.readable()
-        except (OSError, DcacheError):
-            return False
+            if connection.unfinished():
+                for _, readable, writable in ready([connection], 0.0):
+                    self._go_on(connection, readable, writable)
+            else:
+                connection.readable()
+        except (OSError, DcacheError) as error:
+            return error
+        if connection.overdue(now):
+            return TimeoutError("no connection within connect_timeout")
         since = connection.channel.waiting_since()
         if since is not None and now - since > self._books.settings.stall:
-            self._books.failed(connection.node, TimeoutError(f"no answer for {now - since:.1f} s"))
-            return False
-        return True
+            return TimeoutError(f"no answer for {now - since:.1f} s")
+        return None
 
     def _open(self, connection: Connection) -> None:
         settings, topology, node = self._books.settings, self._books.topology, connection.node

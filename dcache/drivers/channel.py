@@ -97,6 +97,7 @@ class Channel:
         self.alive = True
         self.ready = False
         self.limits = Limits()
+        self.digest = b""  # of the table that the node had when it answered hello, empty if it did not say
         self._handshake, self._on_table = handshake, on_table
         self._greeted = handshake.wall()
         self._decoder = Decoder(self.limits.max_frame, self.limits.max_batch)
@@ -175,6 +176,8 @@ class Channel:
         if limits.max_frame > self.limits.max_frame:
             self._decoder = self._decoder.widened(min(limits.max_frame, FRAME_CEILING), self.limits.max_batch)
         self.limits = limits
+        digest = result.get("digest")
+        self.digest = digest if type(digest) is bytes else b""
         self.ready = True
         self._out += self._held
         self._held = []

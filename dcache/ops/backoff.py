@@ -2,8 +2,9 @@
 
 Two degrees.  A node that *failed* (refused, broke off, answered nothing before the deadline) is left alone for a
 short time that doubles with each further failure; when it is over one caller probes, and all others keep away until
-the probe has come back.  A node that was merely *slow* is asked last, but is asked: were slowness enough to be left
-alone, one busy moment would take a whole cluster away.
+the probe has come back.  Where no caller needs the node then, it is asked on the side (`due`).  A node that was merely
+*slow* is asked last, but is asked: were slowness enough to be left alone, one busy moment would take a whole cluster
+away.
 """
 
 from __future__ import annotations
@@ -59,6 +60,23 @@ class Backoff:
         """Whether `node` is being left alone by all, also by a probe: what fails now was called before it failed."""
         trouble = self._failed.get(node)
         return trouble is not None and now < trouble.until and not trouble.probing
+
+    @property
+    def calm(self) -> bool:
+        """Whether no node has failed and not answered since."""
+        return not self._failed
+
+    def due(self, now: float) -> list[str]:
+        """The nodes that have been left alone for long enough."""
+        return [node for node, trouble in list(self._failed.items()) if now >= trouble.until]
+
+    def probed(self) -> list[str]:
+        """The nodes with a probe under way."""
+        return [node for node, trouble in list(self._failed.items()) if trouble.probing]
+
+    def failing(self, node: str) -> bool:
+        """Whether `node` has failed and not answered since."""
+        return node in self._failed
 
     def slow(self, node: str, now: float) -> None:
         self._slow[node] = now + self._first + self._random() * self._most

@@ -26,13 +26,3 @@ def may_rerun(operation: Callable[..., Any], error: QuorumError | ClusterMismatc
     """Whether an operation that raised `error` may be made anew."""
     in_doubt = isinstance(error, QuorumError) and error.in_doubt
     return not in_doubt or operation in REPEATABLE
-
-
-def is_partial(operation: Callable[..., Any], result: Any) -> bool:
-    """Whether an operation that returned `result` left something undone that it might do under another ring.
-
-    `set_many` raises nothing for want of owners: it returns the errors by key.
-    """
-    return operation is batch.set_many and any(
-        isinstance(error, (QuorumError, ClusterMismatch)) for error in result.values()
-    )

@@ -10,10 +10,11 @@ the same other name: then the old cluster can never acknowledge anything again, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from dcache.errors import ClusterMismatch, ProtocolError
-from dcache.membership import MemberTable, parse_address
+from dcache.membership import Health, Member, MemberTable, parse_address
 from dcache.ops.quorum import majority
 from dcache.wire import DEFAULT_PORT
 
@@ -35,11 +36,17 @@ class Topology:
         self._random = random
         self._foreign: dict[str, str] = {}
         self._due = 0.0
+        self.on_return: Callable[[str], None] = lambda name: None
+        """Called with the name of every member that is said to be there again, or elsewhere."""
 
     def install(self, table: MemberTable) -> None:
         """Take in a table; one of another cluster is `ClusterMismatch`."""
-        self.table = table if self.table is None else self.table.merge(table)
+        before = self.table
+        self.table = table if before is None else before.merge(table)
         self.forsaken = False
+        if before is not None and self.table is not before:
+            for name in returned(before, self.table):
+                self.on_return(name)
 
     def offer(self, data: Any) -> None:
         """Take in what a node sent as its table; what makes no sense, or is another cluster's, changes nothing."""
@@ -62,9 +69,14 @@ class Topology:
         return self.table is not None and node in self.table.members
 
     def sources(self) -> list[str]:
-        """Whom to ask for the table, in a random order: the seeds, and the members that are known."""
+        """Whom to ask for the table: the seeds and the members that are known, each in a random order, by turns."""
         members = [] if self.table is None else [row.address for row in self.table.members.values()]
-        return sorted(dict.fromkeys((*self.seeds, *members)), key=lambda _: self._random())
+        seeds, known = self._shuffled(self.seeds), self._shuffled(members)
+        turns = (source for pair in zip_longest(seeds, known) for source in pair if source is not None)
+        return list(dict.fromkeys(turns))
+
+    def _shuffled(self, addresses: Sequence[str]) -> list[str]:
+        return sorted(addresses, key=lambda _: self._random())
 
     def foreign(self, node: str, cluster_id: str) -> bool:
         """`node` said that it is of another cluster; whether that makes this client leave its own."""
@@ -86,3 +98,17 @@ class Topology:
         first = self._due == 0.0
         self._due = now + REFRESH * (0.5 + self._random())
         return not first
+
+
+def returned(before: MemberTable, after: MemberTable) -> list[str]:
+    """The members that started anew, moved, or are up again: what a client met at them before says nothing now."""
+    known = before.members
+    return [
+        name
+        for name, row in after.members.items()
+        if name in known and row.health is Health.UP and _place(row) != _place(known[name])
+    ]
+
+
+def _place(row: Member) -> tuple[str, str, Health]:
+    return row.address, row.boot_id, row.health

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dcache import AsyncClient, Client
 from dcache.testing import FaultProxy, LocalCluster
+from dcache.testing.cluster import NodeProcess
 
 
 class ProxiedCluster(LocalCluster):
@@ -14,12 +16,23 @@ class ProxiedCluster(LocalCluster):
     def __init__(self, nodes: int = 3, **options: Any) -> None:
         self.proxies: list[FaultProxy] = []
         super().__init__(nodes, **options)
-        self.addresses = tuple(proxy.address for proxy in self.proxies)
 
-    def _command(self, index: int, options: dict[str, Any]) -> list[str]:
-        proxy = FaultProxy(self.addresses[index])
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(proxy.address for proxy in self.proxies)
+
+    def _make(self, address: str, options: dict[str, Any]) -> NodeProcess:
+        proxy = FaultProxy(address)
         self.proxies.append(proxy)
-        return [*super()._command(index, options), "--advertise", proxy.address]
+        node = super()._make(address, {**options, "advertise": proxy.address})
+        node.name = proxy.address
+        return node
+
+    def client(self, **settings: Any) -> Client:
+        return Client(self.addresses, **settings)
+
+    def async_client(self, **settings: Any) -> AsyncClient:
+        return AsyncClient(self.addresses, **settings)
 
     def delay(self, seconds: float) -> None:
         """Let every reply come `seconds` late."""

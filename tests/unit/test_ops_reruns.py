@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dcache.errors import ClusterMismatch, QuorumError, ValueTooLarge
+from dcache.errors import ClusterMismatch, QuorumError
 from dcache.ops import batch, cluster, load, mutate, read, write
-from dcache.ops.reruns import REPEATABLE, is_partial, may_rerun
+from dcache.ops.reruns import REPEATABLE, may_rerun
 from tests.unit.ops_kit import Cluster, drive
 
 IN_DOUBT, CERTAIN = (QuorumError("set", needed=2, got=1, reasons={}, in_doubt=doubt) for doubt in (True, False))
@@ -41,27 +41,6 @@ def test_conditional_changes_and_fills_are_not_made_anew_when_in_doubt(operation
 def test_what_did_nothing_may_always_be_made_anew(operation: Callable[..., Any]) -> None:
     assert may_rerun(operation, CERTAIN)
     assert may_rerun(operation, ClusterMismatch("another cluster"))
-
-
-def test_a_batch_that_lists_keys_whose_owners_refused_is_partial() -> None:
-    nodes = Cluster()
-    ctx = nodes.context()
-    assert not is_partial(batch.set_many, drive(batch.set_many(ctx, {"a": 1, "b": 2}), nodes))
-    nodes.begin("abcd")
-    errors = drive(batch.set_many(ctx, {"a": 1, "b": 2}), nodes)
-    assert set(errors) == {"a", "b"}
-    assert is_partial(batch.set_many, errors)
-    assert drive(batch.set_many(nodes.context(), {"a": 1, "b": 2}), nodes) == {}
-
-
-def test_values_that_no_ring_would_take_are_not_tried_again() -> None:
-    assert not is_partial(batch.set_many, {"a": ValueTooLarge(2, 1)})
-    assert is_partial(batch.set_many, {"a": ValueTooLarge(2, 1), "b": IN_DOUBT})
-
-
-def test_what_other_operations_return_says_nothing() -> None:
-    assert not is_partial(read.get, {"a": CERTAIN})
-    assert not is_partial(batch.get_many, {"a": 1})
 
 
 @pytest.mark.parametrize("stored", range(4))
