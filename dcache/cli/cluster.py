@@ -1,4 +1,4 @@
-"""`dcache ping`, `members`, `ring`, `stats`: the nodes, and who holds what."""
+"""`dcache ping`, `members`, `ring`, `stats`: the nodes, how they are, and who holds what."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import attrs
 import click
 from rich.text import Text
 
+from dcache.cli.changes import percent
 from dcache.cli.output import Front, key_bytes, lifetime, size, table, written
 from dcache.membership import Member, MemberTable
 from dcache.ops import cluster
 from dcache.ops.cluster import Holding
+from dcache.ops.survey import Survey
 from dcache.ring import SLOTS
 
 
@@ -43,23 +45,54 @@ def _alarm(text: str) -> Text:
 @click.command()
 @click.pass_obj
 def members(front: Front) -> None:
-    """The members of the cluster, as one of them knows them."""
-    rows = front.client.members()
-    ring = _table(front).ring
-    columns = ("member", "address", "zone", "weight", "health", "on the ring")
-    shown = [
-        (row.name, row.address, row.zone, f"{row.weight:g}", _health(row), "yes" if row.name in ring else "no")
-        for row in rows
-    ]
-    front.show([_member(row, row.name in ring) for row in rows], table(columns, shown))
+    """The members of the cluster, who is up, how many of their slots they have completed; and whether the ring is
+    changing."""
+    seen = front.survey()
+    rows = [_member(row, seen) for _, row in sorted(seen.table.members.items())]
+    columns = ("member", "address", "zone", "weight", "health", "on the ring", "slots complete")
+    state = seen.table.ring_state
+    about = {"cluster": seen.table.settings.cluster_id, "epoch": state.epoch, "changing": seen.changing}
+    front.show({**about, "members": rows}, table(columns, map(_told, rows)), _change(seen))
 
 
-def _health(row: Member) -> Text:
-    return Text("up", style="green") if row.health.name == "UP" else _alarm(row.health.name.lower())
+def _member(row: Member, seen: Survey) -> dict[str, Any]:
+    told = seen.stats.get(row.name, {})
+    return {
+        **attrs.asdict(row),
+        "health": row.health.name.lower(),
+        "on_ring": row.name in seen.members,
+        "place": place(seen, row.name),
+        "slots": told.get("slots"),
+        "slots_complete": told.get("slots_complete"),
+    }
 
 
-def _member(row: Member, on_ring: bool) -> dict[str, Any]:
-    return {**attrs.asdict(row), "health": row.health.name.lower(), "on_ring": on_ring}
+def place(seen: Survey, name: str) -> str:
+    """Whether a member is on the ring, now and after the change that is under way."""
+    state = seen.table.ring_state
+    after = seen.members if state.next is None else {node.name for node in state.next}
+    if name in after:
+        return "yes" if name in seen.members else "joining"
+    return "leaving" if name in seen.members else "no"
+
+
+def _told(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    health = Text("up", style="green") if row["health"] == "up" else _alarm(row["health"])
+    return row["name"], row["address"], row["zone"], f"{row['weight']:g}", health, row["place"], _complete(row)
+
+
+def _complete(row: Mapping[str, Any]) -> str | Text:
+    owned, complete = row["slots"], row["slots_complete"]
+    if owned is None or complete is None:
+        return _alarm("no answer")
+    told = f"{percent(complete, owned)} of {owned:,}"
+    return told if complete >= owned else Text(told, style="yellow")
+
+
+def _change(seen: Survey) -> Text:
+    if seen.changing:
+        return Text("The ring is changing.", style="yellow")
+    return Text(f"The ring is not changing; it is number {seen.table.ring_state.epoch}.")
 
 
 @click.command()

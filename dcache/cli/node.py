@@ -1,8 +1,8 @@
-"""`dcache-node`: the place where a node and its agent are put together and run.
+"""`dcache-node`: the process of a node.  Store, service and server are put together here, the agent in `member`.
 
-Says one line on standard output when it is ready to serve; all else is logged.  SIGTERM and SIGINT stop it in good
-order: it accepts no more, answers what has arrived, and exits 0.  SIGUSR1 dumps the stacks of all threads to standard
-error.
+Says one line on standard output when it is ready; all else is logged.  SIGTERM and SIGINT stop it in good order: it
+accepts no more, answers what has arrived, and exits 0.  With `--leave`, SIGTERM makes it leave the cluster first, and a
+second one stops it at once.  SIGUSR1 dumps the stacks of all threads to standard error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import gc
 import importlib.util
 import logging
 import os
-import random
 import signal
 import sys
 import time
@@ -21,112 +20,67 @@ from collections.abc import Coroutine, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from dcache.agent.agent import Agent, CannotJoin, Terms
-from dcache.agent.formation import form
-from dcache.agent.gossip import gossip
+from dcache.agent.terms import CannotJoin
 from dcache.cli import logs
+from dcache.cli.member import Membership, first_of, monotonic_ms, wall_ms
 from dcache.cli.settings import NodeSettings, load
-from dcache.drivers.aio import AsyncDriver
-from dcache.drivers.driver import Books, Settings
 from dcache.membership import Member, MemberTable, format_address
 from dcache.node.promises import Promises
 from dcache.node.server import Server, ServerLimits
-from dcache.node.service import Identity, Service, View
+from dcache.node.service import Identity, Service
 from dcache.node.store import Store
-from dcache.ops.backoff import Backoff
-from dcache.ops.topology import Topology
-from dcache.record import VersionClock
 from dcache.ring import SLOTS, slot_of
 from dcache.wire import Limits
 
 log = logging.getLogger("dcache.node")
 
 STOP_WITHIN = 4.0  # seconds to answer what has arrived
-PEER_TIMEOUT = 1.0
+LEAVE_WITHIN = 60.0  # seconds until a node that cannot leave stops all the same
 
 
 class Node:
-    """A store, its service and server, and the agent that makes them a member."""
+    """A store, its service and server, and the membership that makes them one of a cluster."""
 
     def __init__(self, settings: NodeSettings) -> None:
         self.settings = settings
-        self.boot_id = os.urandom(8).hex()
-        promises = Promises(65_536, 60_000, 250)
         seed = settings.ring_seed
         self.store = Store(
             settings.memory_limit,
             lambda key: slot_of(key, seed),
             SLOTS,
             max_entries=settings.max_entries,
-            promises=promises,
+            promises=Promises(65_536, 60_000, 250),
         )
-        limits = ServerLimits(max_connections=settings.max_connections, idle_timeout=settings.idle_timeout)
-        self._server_limits = limits
 
     async def start(self) -> None:
-        """Listen, and begin to look for a cluster."""
-        settings = self.settings
-        identity = Identity(settings.name, self.boot_id, package_version())
+        """Listen; `OSError` if that cannot be."""
+        settings, boot_id = self.settings, os.urandom(8).hex()
         service = Service(
             self.store,
-            identity,
+            Identity(settings.name, boot_id, package_version()),
             monotonic_ms,
             wall_ms,
             limits=Limits(max_value=settings.max_value),
             skew=int(settings.clock_skew * 1000),
         )
-        self.service = service
-        self.server = Server(service, time.monotonic, self._server_limits)
+        limits = ServerLimits(max_connections=settings.max_connections, idle_timeout=settings.idle_timeout)
+        self.server = Server(service, time.monotonic, limits)
         port = await self.server.start(settings.host, settings.port)
-        self.address = settings.advertise or format_address(settings.host, port)
-        name = settings.name or self.address
-        service.identity = Identity(name, self.boot_id, identity.version)
-        me = Member(name, self.address, settings.zone, settings.weight, self.boot_id, incarnation=wall_ms())
-        terms = Terms(settings.replicas, settings.vnodes, settings.ring_seed, settings.expect)
-        self.agent = Agent(me, terms, self._publish, self._complete)
-        service.methods.update(self.agent.methods())
-        self.topology = Topology([self.address, *settings.join], random.random)
-        books = Books(
-            self.topology, Backoff(random.random), Settings(time.monotonic, wall_ms, 1.0, skew=None, push=False)
-        )
-        self.driver = AsyncDriver(books, asyncio.get_running_loop())
+        address = settings.advertise or format_address(settings.host, port)
+        name = settings.name or address
+        service.identity = Identity(name, boot_id, package_version())
+        me = Member(name, address, settings.zone, settings.weight, boot_id, incarnation=wall_ms())
+        self.membership = Membership(settings, me, service, self.server.push, self._tell_ready)
         log.info("%s listens on %s", name, format_address(settings.host, port))
 
-    async def live(self) -> None:
-        """Become a member, say so, then stay one.  `CannotJoin`."""
-        clock = VersionClock(int.from_bytes(os.urandom(4), "big"), wall_ms)
-        peers = [peer for peer in self.settings.join if peer != self.address]
-        forming = form(self.agent, peers, os.urandom(8).hex(), clock.stamp)
-        await self.driver.run(forming, None, PEER_TIMEOUT)
-        table = self.agent.table
-        assert table is not None
-        print(
-            f"dcache-node {self.agent.me.name} is ready at {self.address} "
-            f"(cluster {table.settings.cluster_id}, members {len(table.members)})",
-            flush=True,
-        )
-        await self.driver.run(gossip(self.agent, random.random), None, PEER_TIMEOUT)
-
     async def stop(self) -> None:
-        await self.driver.close()
+        await self.membership.close()
         await self.server.stop(STOP_WITHIN)
 
-    def _publish(self, table: MemberTable) -> None:
-        wire = table.to_wire()
-        self.service.view = View(table.settings.cluster_id, table.fingerprint, wire)
-        self.topology.table = table
-        self.server.push("table", (wire,))
-
-    def _complete(self) -> None:
-        self.store.complete(range(SLOTS))
-
-
-def monotonic_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
-
-
-def wall_ms() -> int:
-    return time.time_ns() // 1_000_000
+    def _tell_ready(self, table: MemberTable) -> None:
+        me = self.membership.agent.me
+        about = f"cluster {table.settings.cluster_id}, members {len(table.members)}"
+        print(f"dcache-node {me.name} is ready at {me.address} ({about})", flush=True)
 
 
 def package_version() -> str:
@@ -136,35 +90,62 @@ def package_version() -> str:
         return "unknown"
 
 
+class Told:
+    """What the process was told by signals: to leave, to stop."""
+
+    def __init__(self, leave: bool) -> None:
+        self._leave = leave
+        self.leave, self.stop = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        loop.add_signal_handler(signal.SIGINT, self.stop.set)
+
+    def _terminate(self) -> None:
+        if not self._leave or self.leave.is_set():
+            self.stop.set()
+        self.leave.set()
+
+
 async def serve(settings: NodeSettings) -> int:
-    """Run a node until it is told to stop; the exit status."""
+    """Run a node until it is told to stop, or has left its cluster; the exit status."""
     node = Node(settings)
     try:
         await node.start()
     except OSError as error:
         log.error("cannot listen on %s: %s", format_address(settings.host, settings.port), error)
         return 1
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    told = Told(settings.leave)
     gc.freeze()  # what is there now stays; collections need not look at it
-    living = asyncio.ensure_future(node.live())
-    told = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait((living, told), return_when=asyncio.FIRST_COMPLETED)
+    living = asyncio.ensure_future(node.membership.live())
+    stopped = asyncio.ensure_future(_until_stopped(node.membership, told))
+    await asyncio.wait((living, stopped), return_when=asyncio.FIRST_COMPLETED)
     status = _end_of(living)
-    for task in (living, told):
+    for task in (living, stopped):
         task.cancel()
-    await asyncio.gather(living, told, return_exceptions=True)
+    await asyncio.gather(living, stopped, return_exceptions=True)
     await node.stop()
     log.info("stopped")
     return status
 
 
+async def _until_stopped(membership: Membership, told: Told) -> None:
+    """Until the process is to stop: if it is to leave first, once it has left, or it takes too long."""
+    await first_of(told.leave.wait(), told.stop.wait())
+    if told.stop.is_set():
+        return
+    log.info("leaving the cluster before stopping; SIGTERM again to stop at once")
+    try:
+        async with asyncio.timeout(LEAVE_WITHIN):
+            await first_of(membership.leave(), told.stop.wait())
+    except TimeoutError:
+        log.warning("this node could not leave within %.0f s: stopping all the same", LEAVE_WITHIN)
+
+
 def _end_of(living: asyncio.Future[None]) -> int:
-    """0 if the node was told to stop, 1 if it could not go on."""
-    if not living.done():
+    """0 if the node was told to stop or has left, 1 if it could not go on."""
+    error = living.exception() if living.done() else None
+    if error is None:
         return 0
-    error = living.exception()
     if isinstance(error, CannotJoin):
         log.error("%s", error)
     else:

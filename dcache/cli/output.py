@@ -22,6 +22,7 @@ from rich.text import Text
 
 from dcache.client.session import Configuration
 from dcache.client.sync import Client
+from dcache.ops.survey import Survey, survey
 from dcache.record import version_milliseconds
 
 NO_TERMINAL = 160
@@ -48,6 +49,12 @@ class Front:
         if not console.is_terminal:
             console.width = NO_TERMINAL
         return console
+
+    def survey(self) -> Survey:
+        """What all members say now."""
+        seen = self.client.engine.run(self.client, survey)
+        self.client.session.topology.install(seen.table)
+        return seen
 
     def close(self) -> None:
         if "client" in self.__dict__:

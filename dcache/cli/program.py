@@ -1,7 +1,7 @@
 """The `dcache` program: its global options, and how all commands end.
 
-Exit status: 0 done or found, 1 a miss, 2 wrong usage, 3 trouble with the cluster, 130 interrupted.  Results go to
-standard output; what went wrong goes to standard error, as one line, with `--json` as one object.
+Exit status: 0 done or found, 1 a miss or a difference, 2 wrong usage, 3 trouble with the cluster, 130 interrupted.
+Results go to standard output; what went wrong goes to standard error, as one line, with `--json` as one object.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
-from dcache.cli import cluster, demo, keys
+from dcache.cli import changes, cluster, demo, keys, repairs
+from dcache.cli.changes import NotPossible
 from dcache.cli.node import package_version
 from dcache.cli.output import Front
 from dcache.client.session import Configuration
@@ -29,7 +30,7 @@ class Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (InvalidKey, ValueTooLarge, SerializationError) as error:
+        except (InvalidKey, ValueTooLarge, SerializationError, NotPossible) as error:
             fail(ctx, error, USAGE)
         except (DcacheError, NodeFailed) as error:
             fail(ctx, error, TROUBLE)
@@ -92,13 +93,19 @@ def _positive(ctx: click.Context, option: click.Parameter, number: float) -> flo
 def program(ctx: click.Context, nodes: tuple[str, ...], namespace: str, timeout: float, json_: bool) -> None:
     """Look into a dcache cluster, use it, try it out.
 
-    Exit status: 0 done or found, 1 a miss (for `demo`, a wrong answer), 2 wrong usage, 3 trouble with the cluster.
+    Exit status: 0 done or found, 1 a miss (for `demo` a wrong answer, for `verify` nodes that differ), 2 wrong usage,
+    3 trouble with the cluster.
     """
     ctx.obj = Front(nodes, Configuration(namespace=namespace, timeout=timeout), json_)
     ctx.call_on_close(ctx.obj.close)
 
 
-COMMANDS = (keys.get, keys.set_, keys.delete, cluster.ping, cluster.members, cluster.ring, cluster.stats, demo.demo)
+COMMANDS = (
+    *(keys.get, keys.set_, keys.delete),
+    *(cluster.ping, cluster.members, cluster.ring, cluster.stats),
+    *(changes.leave, changes.forget, repairs.repair, repairs.verify),
+    demo.demo,
+)
 
 for _command in COMMANDS:
     program.add_command(_command)

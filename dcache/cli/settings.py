@@ -92,6 +92,13 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def switch(text: str) -> bool:
+    """ "true" or "false"; a flag without a value is "true"."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
 def _setting(read: Callable[[str], Any], default: Any, help: str, metavar: str, many: bool = False) -> Any:
     metadata = {"read": read, "help": help, "metavar": metavar, "many": many}
     return attrs.field(default=default, metadata=metadata)
@@ -105,8 +112,11 @@ class NodeSettings:
     port: int = _setting(port, DEFAULT_PORT, "port to listen on; 0 takes a free one and says which", "PORT")
     advertise: str = _setting(address, "", "where others reach this node, if not at --host and --port", "HOST:PORT")
     name: str = _setting(str, "", "name in the cluster, kept over restarts; default: the advertised address", "NAME")
-    join: tuple[str, ...] = _setting(address, (), "a member, or a node to form a cluster with", "HOST:PORT", many=True)
-    expect: int = _setting(count, 1, "form a cluster of so many nodes that --join each other", "N")
+    join: tuple[str, ...] = _setting(
+        address, (), "a member of the cluster to join, or a node to form one with; repeatable", "HOST:PORT", many=True
+    )
+    expect: int = _setting(count, 1, "if no cluster is running, form one of so many nodes that --join each other", "N")
+    leave: bool = _setting(switch, False, "on SIGTERM leave the cluster before ending, not just stop", "true|false")
     replicas: int = _setting(count, 3, "nodes that hold each key; the same for all of a cluster", "N")
     vnodes: int = _setting(vnodes, 150, "points on the ring per unit of weight; the same for all of a cluster", "N")
     ring_seed: int = _setting(seed, 0, "seed of the ring's hash; the same for all of a cluster", "N")
@@ -118,6 +128,12 @@ class NodeSettings:
     max_connections: int = _setting(count, 1024, "connections at a time", "N")
     idle_timeout: float = _setting(seconds, 3600.0, "close a connection that is silent for so long", "SECONDS")
     clock_skew: float = _setting(seconds, 60.0, "refuse writers whose clocks are further ahead", "SECONDS")
+    probe_interval: float = _setting(seconds, 1.0, "time between two looks at whether another member is up", "SECONDS")
+    start_over_after: float = _setting(
+        seconds, 30.0, "begin slots anew, empty, when so long too few others know what was in them", "SECONDS"
+    )
+    repair_interval: float = _setting(seconds, 60.0, "time between two comparisons with the other owners", "SECONDS")
+    repair_rate: int = _setting(size, 32 << 20, "most bytes per second for copying between nodes", "SIZE")
     log_level: str = _setting(one_of("debug", "info", "warning", "error"), "info", "what to log", "LEVEL")
     log_format: str = _setting(one_of("text", "json"), "text", "how to log, on standard error", "FORMAT")
 
@@ -160,13 +176,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings, named as the flags are")
     for field in attrs.fields(NodeSettings):
         about = field.metadata
-        default = "" if field.default in ("", None, ()) else f" (default: {field.default})"
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if about["read"] is switch else {}
+        unsaid = field.default is False or field.default in ("", None, ())
         parser.add_argument(
             flag(field.name),
             dest=field.name,
             metavar=about["metavar"],
             action="append" if about["many"] else "store",
-            help=about["help"] + default,
+            help=about["help"] + ("" if unsaid else f" (default: {field.default})"),
+            **alone,
         )
     return parser
 

@@ -16,17 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import dcache
+from dcache.agent.wishes import RENEW_EVERY
 from dcache.client.aio import AsyncClient
 from dcache.client.sync import Client
-from dcache.errors import DcacheError
 from dcache.membership import MemberTable
-from dcache.ops.cluster import discover
+from dcache.ops.effects import Call, FirstOf, Op
 
 PORTS = range(10_000, 32_000)
 """Where free ports are looked for: below what systems give to outgoing connections, which could take a port from a node
@@ -34,6 +34,7 @@ that is being restarted."""
 
 HOST = "127.0.0.1"
 PATIENCE = 30.0
+PROBE_INTERVAL = 0.2
 
 
 class NodeFailed(Exception):
@@ -53,13 +54,15 @@ def free_port() -> int:
 
 
 class NodeProcess:
-    """One node: its command line, and the process that runs it now, if any."""
+    """One node: its name, its command line, and the process that runs it now, if any."""
 
-    def __init__(self, index: int, address: str, command: list[str], directory: Path) -> None:
-        self.index, self.address, self.command = index, address, command
+    def __init__(self, index: int, address: str, name: str, command: list[str], directory: Path) -> None:
+        self.index, self.address, self.name, self.command = index, address, name, command
         self.log = directory / f"node{index}.log"
         self._output = directory / f"node{index}.out"
         self.process: subprocess.Popen[bytes] | None = None
+        self.paused = False
+        self.gone = False  # it left the cluster, or was forgotten
 
     @property
     def running(self) -> bool:
@@ -68,6 +71,7 @@ class NodeProcess:
     def start(self) -> None:
         if self.running:
             raise RuntimeError(f"node {self.index} is running")
+        self.paused = self.gone = False
         with self._output.open("wb") as output, self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=log, env=_environment()
@@ -104,31 +108,36 @@ class NodeProcess:
 class LocalCluster:
     """A cluster of `nodes` processes on free loopback ports; a context manager.
 
-    `options` are settings of `dcache-node`, for all nodes: `LocalCluster(3, memory_limit="64MiB", replicas=2)`.
-    Nodes are told apart by their index, from 0.
+    `options` are settings of `dcache-node`, for all nodes: `LocalCluster(3, memory_limit="64MiB", replicas=2)`; a list
+    is one that is given several times.  Nodes are told apart by their index, from 0; one that leaves keeps its index.
+    They look after each other every 0.2 s (`probe_interval`), so that tests need not wait for long.
     """
 
     def __init__(self, nodes: int = 3, **options: Any) -> None:
         if nodes < 1:
             raise ValueError("a cluster has at least one node")
         self._directory = tempfile.TemporaryDirectory(prefix="dcache-", ignore_cleanup_errors=True)
+        self._options = {"probe_interval": PROBE_INTERVAL, **options}
         ports: set[int] = set()
         while len(ports) < nodes:
             ports.add(free_port())
-        self.addresses: tuple[str, ...] = tuple(f"{HOST}:{port}" for port in ports)
-        self.nodes = [
-            NodeProcess(index, address, self._command(index, options), Path(self._directory.name))
-            for index, address in enumerate(self.addresses)
-        ]
+        addresses = [f"{HOST}:{port}" for port in ports]
+        founding = self._options if nodes == 1 else {"expect": nodes, "join": addresses, **self._options}
+        self.nodes: list[NodeProcess] = []
+        for address in addresses:
+            self._make(address, founding)
 
-    def _command(self, index: int, options: dict[str, Any]) -> list[str]:
-        port = self.addresses[index].rpartition(":")[2]
-        words = ["--host", HOST, "--port", port, "--expect", str(len(self.addresses))]
-        for address in self.addresses:
-            words += ["--join", address]
-        for name, value in options.items():
-            words += ["--" + name.replace("_", "-"), str(value)]
-        return [sys.executable, "-m", "dcache.cli.node", *words]
+    def _make(self, address: str, options: dict[str, Any]) -> NodeProcess:
+        command = [sys.executable, "-m", "dcache.cli.node", "--host", HOST, "--port", address.rpartition(":")[2]]
+        name, directory = str(options.get("name", address)), Path(self._directory.name)
+        node = NodeProcess(len(self.nodes), address, name, [*command, *flags(options)], directory)
+        self.nodes.append(node)
+        return node
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the nodes are, or were, by index."""
+        return tuple(node.address for node in self.nodes)
 
     # -- as a whole ---------------------------------------------------------------------------------------------------
 
@@ -137,8 +146,7 @@ class LocalCluster:
         try:
             for node in self.nodes:
                 node.start()
-            for node in self.nodes:
-                wait_for(node.ready, f"node {node.index} to be ready", node.tail)
+            wait_for(lambda: all([node.ready() for node in self.nodes]), "the nodes to be ready", self._told)
         except BaseException:
             self.close()
             raise
@@ -160,15 +168,48 @@ class LocalCluster:
 
     def client(self, **settings: Any) -> Client:
         """A `Client` of this cluster."""
-        return Client(self.addresses, **settings)
+        return Client(self._present(), **settings)
 
     def async_client(self, **settings: Any) -> AsyncClient:
         """An `AsyncClient` of this cluster."""
-        return AsyncClient(self.addresses, **settings)
+        return AsyncClient(self._present(), **settings)
 
     def wait_until_stable(self, timeout: float = PATIENCE) -> None:
-        """Wait until all nodes that run hold the same member table."""
-        wait_for(self._agrees, "the nodes to hold the same member table", lambda: "", timeout)
+        """Wait until all nodes that run, and are not paused, hold the same member table."""
+        wait_for(self._agrees, "the nodes to hold the same member table", self._told, timeout)
+
+    def wait_until_complete(self, timeout: float = PATIENCE) -> None:
+        """Wait until all nodes that run, and are not paused, know of all that is in their slots, and the ring is not
+        changing."""
+        wait_for(self._complete, "the nodes to be complete", self._told, timeout)
+
+    def add(self, **options: Any) -> int:
+        """Start another node, which joins; returns its index once it is on the ring and all know so.
+
+        `options` are settings of this node, beside those of all.
+        """
+        address = f"{HOST}:{free_port()}"
+        while address in self.addresses:
+            address = f"{HOST}:{free_port()}"
+        node = self._make(address, {"join": self._present(), **self._options, **options})
+        self._begin(node)
+        wait_for(lambda: self._with(node), f"the others to know node {node.index}", self._told)
+        return node.index
+
+    def leave(self, index: int, timeout: float = PATIENCE) -> int:
+        """Have a node leave: it ends once others hold what it held; returns its exit status."""
+        node = self.nodes[index]
+        if not node.running:
+            raise RuntimeError(f"node {index} is not running")
+        self._wish("leave", node, lambda: not node.running, timeout)
+        return node.wait()
+
+    def forget(self, index: int, timeout: float = PATIENCE) -> None:
+        """Take a node that was killed or stopped off the ring, once the others have seen that it is down."""
+        node = self.nodes[index]
+        if node.running:
+            raise RuntimeError(f"node {index} is running")
+        self._wish("forget", node, lambda: self._without(node.name), timeout)
 
     # -- node by node -------------------------------------------------------------------------------------------------
 
@@ -185,30 +226,105 @@ class LocalCluster:
     def pause(self, index: int) -> None:
         """SIGSTOP: the node hangs, its connections stay open."""
         self.nodes[index].send(signal.SIGSTOP)
+        self.nodes[index].paused = True
 
     def resume(self, index: int) -> None:
         """SIGCONT: the node goes on after `pause`."""
         self.nodes[index].send(signal.SIGCONT)
+        self.nodes[index].paused = False
 
-    def restart(self, index: int) -> None:
-        """Start a node again that was killed or stopped, empty, at its old address."""
+    def restart(self, index: int, name: str | None = None) -> None:
+        """Start a node again that was killed, stopped or left, empty, at its old address; with `name` as another
+        member, which joins."""
         node = self.nodes[index]
+        if name is not None and not node.running:
+            node.name, node.command = name, [*node.command, "--name", name]
+        self._begin(node)
+
+    def _begin(self, node: NodeProcess) -> None:
+        """Start a node and wait until it is of the cluster."""
         node.start()
-        wait_for(node.ready, f"node {index} to be ready", node.tail)
+        wait_for(node.ready, f"node {node.index} to be ready", node.tail)
+
+    # -- what the nodes say -------------------------------------------------------------------------------------------
+
+    def _present(self) -> list[str]:
+        """The addresses of all that have not left."""
+        return [node.address for node in self.nodes if not node.gone]
+
+    def _awake(self) -> list[NodeProcess]:
+        return [node for node in self.nodes if node.running and not node.paused]
+
+    def _tables(self) -> list[MemberTable] | None:
+        """Those of all that can answer; None if one does not."""
+        tables = [table_of(node.address) for node in self._awake()]
+        found = [table for table in tables if table is not None]
+        return found if len(found) == len(tables) else None
 
     def _agrees(self) -> bool:
-        tables = [table_of(node.address) for node in self.nodes if node.running]
-        return None not in tables and len({table.digest for table in tables if table is not None}) == 1
+        tables = self._tables()
+        return tables is not None and len({table.digest for table in tables}) == 1
+
+    def _complete(self) -> bool:
+        tables = self._tables()
+        if tables is None or len({table.digest for table in tables}) != 1 or tables[0].ring_state.next is not None:
+            return False
+        told = [asked(node.address, "stats") for node in self._awake()]
+        return all(about is not None and about["complete"] for about in told)
+
+    def _with(self, node: NodeProcess) -> bool:
+        """Whether all know `node` as a member that is on the ring."""
+        tables = self._tables()
+        return tables is not None and all(node.name in table.ring for table in tables)
+
+    def _without(self, name: str) -> bool:
+        tables = self._tables()
+        return tables is not None and all(name not in table.members for table in tables)
+
+    def _wish(self, method: str, node: NodeProcess, fulfilled: Callable[[], bool], timeout: float) -> None:
+        """Tell some member, again and again, that `node` should leave or be forgotten."""
+        said = -RENEW_EVERY
+
+        def look() -> bool:
+            nonlocal said
+            if time.monotonic() - said >= RENEW_EVERY / 5 and not fulfilled():
+                said = time.monotonic()
+                others = [other for other in self._awake() if other is not node] or [node]
+                wanted = node.name if method == "leave" else [node.name]
+                asked(others[0].address, method, wanted)  # refused while it is not known yet to be down
+            return fulfilled()
+
+        wait_for(look, f"node {node.index} to {method}", self._told, timeout)
+        node.gone = True
+
+    def _told(self) -> str:
+        """The end of what each node that runs has logged."""
+        return "\n".join(f"-- node {node.index}:\n{node.tail()}" for node in self._awake())
+
+
+def flags(options: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of `dcache-node` as words of its command line."""
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            yield from ("--" + name.replace("_", "-"), str(one))
 
 
 def table_of(address: str) -> MemberTable | None:
     """The member table that the node at `address` holds, None if it does not say."""
-    with Client([address], timeout=1.0) as client:
-        try:
-            found: MemberTable = client.engine.driver.run(discover([address]), time.monotonic() + 1.0, 1.0)
-        except DcacheError:
-            return None
-        return found
+    found = asked(address, "table")
+    return None if found is None else MemberTable.from_wire(found)
+
+
+def asked(address: str, method: str, *params: Any) -> Any:
+    """What the node at `address` answers; None also if it refuses, or is not there."""
+    with Client([address], timeout=1.0, connect_timeout=1.0) as client:
+        return client.engine.driver.run(_ask(Call(address, method, params)), time.monotonic() + 1.0, 1.0)
+
+
+def _ask(call: Call) -> Op[Any]:
+    round_ = FirstOf([call])
+    yield round_
+    return round_.replies[0].result if round_.replies else None
 
 
 def wait_for(condition: Callable[[], bool], what: str, told: Callable[[], str], timeout: float = PATIENCE) -> None:

@@ -13,6 +13,7 @@ from dcache.cli.program import program
 from dcache.client.sync import Client
 from dcache.ring import SLOTS
 from dcache.testing import LocalCluster
+from dcache.testing.cluster import asked, wait_for
 
 Dcache = Callable[..., Result]
 
@@ -165,9 +166,13 @@ def test_ping_tells_the_round_trip_of_every_member(dcache: Dcache, cluster: Loca
 
 def test_members_are_listed_with_what_the_table_says_of_them(dcache: Dcache, cluster: LocalCluster) -> None:
     assert all(address in dcache("members").stdout for address in cluster.addresses)
-    rows = told(dcache("--json", "members"))
+    seen = told(dcache("--json", "members"))
+    rows = seen["members"]
     assert [row["name"] for row in rows] == sorted(cluster.addresses)
-    assert {(row["health"], row["on_ring"], row["weight"]) for row in rows} == {("up", True, 1.0)}
+    assert {(row["health"], row["on_ring"], row["place"], row["weight"]) for row in rows} == {("up", True, "yes", 1.0)}
+    assert {(row["slots"], row["slots_complete"]) for row in rows} == {(SLOTS, SLOTS)}
+    assert (seen["changing"], seen["epoch"]) == (False, 1)
+    assert f"100 % of {SLOTS:,}" in dcache("members").stdout
 
 
 def test_the_ring_tells_who_owns_what_share(dcache: Dcache, cluster: LocalCluster) -> None:
@@ -247,6 +252,11 @@ def test_the_option_wins_over_the_environment(dcache: Dcache, cluster: LocalClus
         ("--namespace", "n" * 256, "get", "k"),
         ("--namespace", "\udcff", "get", "k"),
         ("demo", "--modules", "1"),
+        ("leave",),
+        ("leave", "nobody"),
+        ("forget",),
+        ("forget", "nobody"),
+        ("leave", "x", "--timeout", "0"),
     ],
     ids=lambda words: ascii(" ".join(words))[:40],
 )
@@ -259,7 +269,11 @@ def test_what_makes_no_sense_ends_with_2(dcache: Dcache, words: tuple[str, ...])
 
 @pytest.mark.parametrize(
     "words",
-    [("get", "k"), ("set", "k", "v"), ("delete", "k"), ("ping",), ("members",), ("ring",), ("ring", "k"), ("stats",)],
+    [
+        *[("get", "k"), ("set", "k", "v"), ("delete", "k")],
+        *[("ping",), ("members",), ("ring",), ("ring", "k"), ("stats",)],
+        *[("leave", "x"), ("forget", "x"), ("repair",), ("repair", "--watch"), ("verify",)],
+    ],
 )
 def test_without_a_node_every_command_ends_with_3_and_says_why(words: tuple[str, ...]) -> None:
     nowhere = command(("127.0.0.1:1",))
@@ -285,3 +299,134 @@ def test_a_dead_node_is_told_of_and_a_dead_majority_is_trouble(shaken: LocalClus
     assert sum(owner.get("held", False) for owner in owners.values()) == 2
     shaken.kill(1)
     assert json.loads(one_line(dcache("--json", "get", "k"), 3))["kind"] == "QuorumError"
+
+
+# -- changes of the ring, and repair ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def four() -> Iterator[LocalCluster]:
+    """Four nodes, so that one can go and each key has three owners still."""
+    with LocalCluster(4) as cluster, cluster.client(timeout=5.0) as client:
+        client.wait_ready()
+        yield cluster
+
+
+def test_a_member_leaves_when_told_to_and_ends(four: LocalCluster) -> None:
+    dcache = command(four.addresses)
+    gone, *others = four.addresses
+    result = told(dcache("--json", "leave", gone))
+    assert (result["left"], result["done"], result["members"]) == ([gone], True, sorted(others))
+    assert four.nodes[0].wait() == 0
+    assert [row["name"] for row in told(dcache("--json", "members"))["members"]] == sorted(others)
+    assert f"no member is called {gone}" in one_line(dcache("leave", gone), 2)
+
+
+def test_leaving_need_not_be_waited_for(four: LocalCluster) -> None:
+    result = command(four.addresses)("leave", four.addresses[0], "--no-wait")
+    assert result.exit_code == 0
+    assert four.nodes[0].wait() == 0
+
+
+def test_dead_members_are_forgotten_and_others_are_not(four: LocalCluster) -> None:
+    dcache = command(four.addresses)
+    dead, alive = four.addresses[0], four.addresses[1]
+    assert f"{alive} is up: use dcache leave" in one_line(dcache("forget", alive), 2)
+    four.kill(0)
+    assert f"dcache forget {dead}" in one_line(dcache("leave", dead), 2)
+    text = dcache("forget", dead)
+    assert text.exit_code == 0, text.output
+    assert f"{dead} is forgotten" in text.stdout
+    rows = told(dcache("--json", "members"))["members"]
+    assert sorted(row["name"] for row in rows) == sorted(four.addresses[1:])
+
+
+def test_without_a_majority_nobody_can_be_forgotten(shaken: LocalCluster) -> None:
+    dcache = command(shaken.addresses)
+    shaken.kill(0)
+    shaken.kill(1)
+    line = one_line(dcache("--timeout", "1", "forget", shaken.addresses[0]), 3)
+    assert "forget: a majority of members must agree: 1 of 2 needed answers" in line
+    assert json.loads(one_line(dcache("--json", "forget", shaken.addresses[0]), 3))["kind"] == "QuorumError"
+
+
+def test_a_change_that_takes_too_long_says_what_it_waits_for(shaken: LocalCluster) -> None:
+    """A node that has just died is not known to be down yet."""
+    dcache = command(shaken.addresses)
+    shaken.kill(0)
+    line = one_line(dcache("forget", shaken.addresses[0], "--timeout", "0.001"), 3)
+    assert "forget: not done within 0.001 s: not yet known to be down" in line
+
+
+def test_the_last_member_cannot_leave() -> None:
+    with LocalCluster(1) as cluster, cluster.client(timeout=5.0) as client:
+        client.wait_ready()
+        (only,) = cluster.addresses
+        assert f"{only} is the only member" in one_line(command(cluster.addresses)("leave", only), 2)
+
+
+def test_a_member_that_is_down_and_incomplete_is_shown_to_be(shaken: LocalCluster) -> None:
+    dcache, dead = command(shaken.addresses), shaken.addresses[0]
+    shaken.kill(0)
+    wait_for(lambda: row_of(dcache, dead)["health"] == "down", "it to be down", lambda: "")
+    assert row_of(dcache, dead)["slots_complete"] is None
+    assert "down" in dcache("members").stdout
+    shaken.restart(0)
+    shaken.wait_until_complete()
+    assert (row_of(dcache, dead)["health"], row_of(dcache, dead)["slots_complete"]) == ("up", SLOTS)
+
+
+def row_of(dcache: Dcache, name: str) -> dict[str, Any]:
+    (found,) = (row for row in told(dcache("--json", "members"))["members"] if row["name"] == name)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_repair_is_asked_of_all_nodes_and_can_be_watched(dcache: Dcache, cluster: LocalCluster, client: Client) -> None:
+    client.set("k", "v")
+    asked = told(dcache("--json", "repair"))
+    assert (asked["told"], asked["silent"]) == (sorted(cluster.addresses), [])
+    watched = told(dcache("--json", "repair", "--watch"))
+    assert set(watched["nodes"]) == set(cluster.addresses)
+    assert all(about["slots_complete"] == about["slots"] == SLOTS for about in watched["nodes"].values())
+    assert all(about["repair_rounds"] > 0 for about in watched["nodes"].values())
+    assert all(address in dcache("repair", "--watch").stdout for address in cluster.addresses)
+
+
+def test_replicas_that_agree_are_verified(dcache: Dcache, cluster: LocalCluster, client: Client) -> None:
+    client.set_many({f"k{number}": number for number in range(100)})
+    report = told(dcache("--json", "verify"))
+    assert (report["agree"], report["slots"], report["differences"]) == (True, SLOTS, [])
+    assert report["entries"].keys() == set(cluster.addresses)
+    text = dcache("verify")
+    assert text.exit_code == 0
+    assert "0 keys differ" in text.stdout
+
+
+def put_at_one(client: Client, address: str, key: bytes) -> None:
+    """Store a record at one owner behind the back of the others."""
+    table = client.session.topology.table
+    assert table is not None
+    stamp = client.session.shared.clock.stamp()
+    assert asked(address, "copy", table.fingerprint, b"", key, stamp, b"\xa1v", 0, None) is not None
+
+
+def test_replicas_that_differ_are_found_and_mended() -> None:
+    """The nodes themselves would find out only later."""
+    with LocalCluster(3, repair_interval=3600) as cluster, cluster.client(timeout=5.0) as client:
+        client.wait_ready()
+        dcache = command(cluster.addresses)
+        put_at_one(client, cluster.addresses[0], b"lonely")
+        report = told(dcache("--json", "verify"), 1)
+        (found,) = report["differences"]
+        assert (found["key"], found["mendable"]) == ("lonely", True)
+        assert sorted(found["missing"]) == sorted(cluster.addresses[1:])
+        assert "lonely" in dcache("verify").stdout
+        assert told(dcache("--json", "verify", "--repair"))["agree"] is True
+        assert told(dcache("--json", "verify"))["differences"] == []
+
+
+def test_a_node_that_does_not_answer_cannot_be_verified(shaken: LocalCluster) -> None:
+    shaken.kill(0)
+    report = told(command(shaken.addresses)("--json", "verify"), 3)
+    assert list(report["silent"]) == [shaken.addresses[0]]

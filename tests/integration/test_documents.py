@@ -30,6 +30,7 @@ import dcache
 import dcache.errors
 from dcache import AsyncClient, Client, packing
 from dcache.agent.agent import Agent, Terms
+from dcache.agent.detector import Detector
 from dcache.cli.program import program
 from dcache.cli.settings import NodeSettings, load
 from dcache.client.cached import Cached
@@ -43,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 CHAPTERS = sorted([README, *ROOT.glob("docs/*.md")])
 DOCUMENTS = sorted([*CHAPTERS, ROOT / "CHANGELOG.md", *ROOT.glob(".github/*.md")])
-EXPECTED = ("architecture.md", "protocol.md", "consistency.md", "patterns.md", "api.md")
+EXPECTED = ("architecture.md", "protocol.md", "consistency.md", "operations.md", "patterns.md", "api.md")
 
 DEMO = "python3 -m venv .venv && .venv/bin/pip install -q '.[cli]' && .venv/bin/dcache demo"
 CHECKS = "python3 -m venv .venv && .venv/bin/pip install -q nox==2026.10.20 && .venv/bin/nox"
@@ -345,7 +346,8 @@ def methods() -> dict[str, Callable[..., Any]]:
     """All that a node answers to."""
     service = Service(Store(1, lambda key: 0, 1), Identity("n", "b"), lambda: 0, lambda: 0)
     agent = Agent(Member("n", "h:1"), Terms(), lambda table: None, lambda: None)
-    return {**service.methods, **agent.methods()}
+    detector = Detector(agent, 1.0, lambda: 0, lambda: 0, lambda: 0.0)
+    return {**service.methods, **agent.methods(), **detector.methods()}
 
 
 @pytest.mark.parametrize("name", methods())

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dcache.testing import LocalCluster, NodeFailed
-from dcache.testing.cluster import PORTS, table_of, wait_for
+from dcache.testing.cluster import PORTS, asked, table_of, wait_for
 from tests.conftest import Run
 
 
@@ -131,21 +131,33 @@ def test_a_restarted_node_is_at_its_old_address_and_a_member_again(cluster: Loca
 
 
 def test_what_runs_cannot_be_restarted_and_what_does_not_cannot_be_signalled(cluster: LocalCluster) -> None:
-    with pytest.raises(RuntimeError, match="node 1 is running"):
-        cluster.restart(1)
+    for method in (cluster.restart, cluster.forget):
+        with pytest.raises(RuntimeError, match="node 1 is running"):
+            method(1)
     cluster.kill(1)
-    for method in (cluster.kill, cluster.stop, cluster.pause, cluster.resume):
+    for method in (cluster.kill, cluster.stop, cluster.pause, cluster.resume, cluster.leave):
         with pytest.raises(RuntimeError, match="node 1 is not running"):
             method(1)
 
 
 def test_nodes_that_do_not_come_to_agree_are_not_waited_for_for_ever(cluster: LocalCluster) -> None:
-    cluster.pause(0)
+    process = cluster.nodes[0].process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)  # behind the cluster's back
     try:
         with pytest.raises(NodeFailed, match="for the nodes to hold the same member table"):
             cluster.wait_until_stable(timeout=0.1)
     finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def test_a_paused_node_is_not_waited_for(cluster: LocalCluster) -> None:
+    cluster.pause(0)
+    try:
+        cluster.wait_until_stable()
+    finally:
         cluster.resume(0)
+    wait_for(lambda: table_of(cluster.addresses[0]) is not None, "the node to answer again", lambda: "")
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -153,6 +165,21 @@ def test_options_are_settings_of_all_nodes(size: int) -> None:
     with LocalCluster(size, memory_limit="8MiB", max_entries=100) as cluster, cluster.client() as client:
         nodes = client.stats()["nodes"]
         assert [nodes[address]["memory_limit"] for address in cluster.addresses] == [8 << 20] * size
+
+
+def test_a_node_may_have_options_of_its_own_and_some_several_times() -> None:
+    with LocalCluster(1, memory_limit="8MiB") as cluster:
+        index = cluster.add(memory_limit="4MiB", join=[cluster.addresses[0], "127.0.0.1:1"])
+        assert cluster.addresses[index] == cluster.nodes[index].address
+        assert [asked(address, "stats")["memory_limit"] for address in cluster.addresses] == [8 << 20, 4 << 20]
+
+
+def test_clients_are_given_the_addresses_of_those_that_have_not_left() -> None:
+    with LocalCluster(2) as cluster:
+        assert cluster.leave(0) == 0
+        with cluster.client(timeout=5.0) as client:
+            assert client.session.topology.seeds == (cluster.addresses[1],)
+            client.wait_ready()
 
 
 def test_a_cluster_has_nodes() -> None:

@@ -287,6 +287,72 @@ def test_a_node_that_waits_for_its_cluster_can_be_stopped(start: Start) -> None:
     assert node.out == ""
 
 
+# Whom it is sent to
+
+
+@contextlib.contextmanager
+def foreign_server(answer: bytes | None) -> Iterator[str]:
+    """Somebody who is no node: answers anything with `answer`, or nothing ever; at this address."""
+    ended = threading.Event()
+
+    def serve() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    if answer is None:
+                        ended.wait()
+                    else:
+                        connection.sendall(answer)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(0.1)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            ended.set()
+            thread.join()
+
+
+HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(HTTP, "is no dcache node of this kind"), (b"", "no answer from"), (None, "no answer from")],
+    ids=["http", "closes", "silent"],
+)
+def test_a_node_that_is_sent_to_something_else_says_so_and_waits(start: Start, answer: bytes | None, says: str) -> None:
+    """It founds no cluster, for it was told that there is one; and it can be stopped."""
+    with foreign_server(answer) as address:
+        node = start("--port", "0", "--join", address)
+        until(lambda: any(says in line and address in line for line in node.err.splitlines()), "it to say so")
+        node.process.send_signal(signal.SIGTERM)
+        assert node.wait() == 0
+    assert node.out == ""
+
+
+def test_a_node_alone_that_is_told_to_leave_just_ends(start: Start) -> None:
+    node = start("--port", "0", "--leave")
+    node.ready()
+    node.process.send_signal(signal.SIGTERM)
+    assert node.wait() == 0
+    assert "leaving the cluster before stopping" in node.err
+
+
+def test_ctrl_c_stops_a_node_at_once_also_one_that_would_leave(start: Start) -> None:
+    node = start("--port", "0", "--leave")
+    node.ready()
+    node.process.send_signal(signal.SIGINT)
+    assert node.wait() == 0
+    assert "leaving" not in node.err
+
+
 # A node that was stopped for long
 
 
@@ -321,7 +387,7 @@ def complete(address: str) -> bool:
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_a_member_that_starts_again_is_a_member_again_that_lost_its_memory(index: int) -> None:
+def test_a_member_that_starts_again_is_a_member_again_and_is_filled_up(index: int) -> None:
     """The first as any other; it rejoins with the command line that it founded the cluster with."""
     with LocalCluster(3) as cluster:
         before = held(cluster.addresses[0])
@@ -335,7 +401,8 @@ def test_a_member_that_starts_again_is_a_member_again_that_lost_its_memory(index
         name = cluster.addresses[index]
         assert after.members[name].boot_id != before.members[name].boot_id
         assert after.members[name].incarnation > before.members[name].incarnation
-        assert [complete(address) for address in cluster.addresses] == [at != index for at in range(3)]
+        cluster.wait_until_complete()
+        assert all(complete(address) for address in cluster.addresses)
 
 
 def test_a_member_that_starts_again_with_other_settings_ends_and_says_why() -> None:

@@ -22,6 +22,7 @@ EVERY: dict[str, tuple[str, Any, str, str]] = {
     "name": ("n1", "n1", "n2", '"n2"'),
     "join": ("h:1", ("h:1",), "i:2", '["i:2"]'),
     "expect": ("3", 3, "5", "5"),
+    "leave": ("true", True, "true", "true"),
     "replicas": ("2", 2, "5", "5"),
     "vnodes": ("10", 10, "20", "20"),
     "ring_seed": ("7", 7, "8", "8"),
@@ -33,6 +34,10 @@ EVERY: dict[str, tuple[str, Any, str, str]] = {
     "max_connections": ("10", 10, "20", "20"),
     "idle_timeout": ("60", 60.0, "0.5", "0.5"),
     "clock_skew": ("5", 5.0, "1.5", "1.5"),
+    "probe_interval": ("5", 5.0, "0.2", "0.2"),
+    "start_over_after": ("2", 2.0, "60", "60"),
+    "repair_interval": ("30", 30.0, "600.5", "600.5"),
+    "repair_rate": ("1MiB", 1 << 20, "64MiB", '"64MiB"'),
     "log_level": ("debug", "debug", "error", '"error"'),
     "log_format": ("json", "json", "text", '"text"'),
 }
@@ -115,6 +120,14 @@ def test_the_defaults_listen_on_loopback_only_and_make_a_cluster_of_one() -> Non
     assert (found.memory_limit, found.max_entries, found.max_value) == (256 << 20, None, 1 << 20)
 
 
+def test_a_switch_needs_no_value_and_can_be_turned_off_again(file: File) -> None:
+    config = file("leave = true")
+    assert settings("--leave").leave is True
+    assert settings("--leave", "--expect", "1").leave is True
+    assert settings("--config", config, env={"DCACHE_NODE_LEAVE": "False"}).leave is False
+    assert settings("--config", config, "--leave=false").leave is False
+
+
 def test_several_addresses_to_join(file: File) -> None:
     wanted = ("h:1", f"i:{DEFAULT_PORT}", "[::1]:3")
     assert settings("--join", "h:1", "--join", "i", "--join", "[::1]:3").join == wanted
@@ -156,6 +169,7 @@ WRONG = {
     "advertise": ["", ":7400", "h:x"],
     "join": ["h:65536", ":1"],
     "expect": ["0", "-1", "three"],
+    "leave": ["yes", "1", ""],
     "replicas": ["0", "2.5"],
     "vnodes": ["0", "10001", "many"],
     "ring_seed": ["-1", "4294967296"],
@@ -166,6 +180,10 @@ WRONG = {
     "max_connections": ["0"],
     "idle_timeout": ["0", "-1", "nan", "inf", "soon"],
     "clock_skew": ["0", "inf"],
+    "probe_interval": ["0", "often"],
+    "start_over_after": ["-1", "never"],
+    "repair_interval": ["0", "inf"],
+    "repair_rate": ["0", "fast"],
     "log_level": ["loud", "INFO"],
     "log_format": ["xml"],
 }
