@@ -82,16 +82,26 @@ class RingState:
 
     `epoch` counts the states that were agreed on: no two agreed states have the same.  Consecutive states differ by one
     step: a next ring with one member more or less is begun, taken over, or given up.
+
+    `forgotten` is somebody's word that the member that goes with this change is dead: it will not act under the ring
+    before any more, and need not be waited for.
     """
 
     epoch: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(1 << 62)])
     members: tuple[RingNode, ...] = ()
     next: tuple[RingNode, ...] | None = None
+    forgotten: bool = False
 
     @property
     def names(self) -> frozenset[str]:
         """All who are on the ring or the next one."""
         return frozenset(node.name for node in (*self.members, *(self.next or ())))
+
+    @property
+    def going(self) -> frozenset[str]:
+        """Who is on the ring and not on the next one, while it changes."""
+        following = self.members if self.next is None else self.next
+        return frozenset(node.name for node in self.members) - {node.name for node in following}
 
     def rank(self) -> tuple[int, bytes]:
         """Of two states the one of higher rank stands; the bytes only make the outcome independent of order."""
@@ -221,12 +231,12 @@ def format_address(host: str, port: int) -> str:
 
 def ring_state_to_wire(state: RingState) -> tuple[Any, ...]:
     following = None if state.next is None else [attrs.astuple(node) for node in state.next]
-    return state.epoch, [attrs.astuple(node) for node in state.members], following
+    return state.epoch, [attrs.astuple(node) for node in state.members], following, state.forgotten
 
 
 def ring_state_from_wire(data: Any) -> RingState:
     """Read what `ring_state_to_wire` gave; `ValueError` or `TypeError` for anything else."""
-    epoch, members, following = data
+    epoch, members, following, forgotten = data
     placed = tuple(checked(RingNode(*node)) for node in members)
     coming = None if following is None else tuple(checked(RingNode(*node)) for node in following)
     for ring in (placed, coming or ()):
@@ -234,7 +244,10 @@ def ring_state_from_wire(data: Any) -> RingState:
             raise ValueError("a ring has two nodes of one name")
     if type(epoch) is not int:
         raise ValueError("a ring state's epoch is a number")
-    return RingState(epoch, placed, coming)
+    state = RingState(epoch, placed, coming, forgotten)
+    if type(forgotten) is not bool or (forgotten and not state.going):
+        raise ValueError("only who is going can be forgotten")
+    return state
 
 
 def member_to_wire(row: Member) -> tuple[Any, ...]:

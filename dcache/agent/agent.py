@@ -65,7 +65,8 @@ class Holdings(Protocol):
 class Agent:
     """`publish(table)` is called with every new table, `holdings` told what follows from it for the node's slots.
 
-    `leftover` are slots that this node owned and does not any more: what it holds there may be dropped.
+    `leftover` are slots that this node owned and does not any more: what it holds there may be dropped.  `regained` are
+    those that it owns again before that was done: it may hold there what others have overwritten since.
     """
 
     def __init__(self, me: Member, terms: Terms, publish: Callable[[MemberTable], None], holdings: Holdings) -> None:
@@ -76,6 +77,7 @@ class Agent:
         self.own_addresses = {me.address}  # where this node was found when it asked its peers
         self.called_by: frozenset[str] = frozenset()  # addresses of a cluster that takes this node for a member
         self.leftover: set[int] = set()
+        self.regained: set[int] = set()
         self.behind: Callable[[MemberTable, MemberTable], bool] = lambda previous, table: False  # see `completing`
         self.resigned = self.leaving = self.left = False  # wants to go; is seen on its way; is gone
         self.register = Register(me, lambda: self.table, self.adopt)
@@ -326,11 +328,12 @@ class Agent:
     def _follow(self, previous: MemberTable | None, table: MemberTable) -> None:
         """Own what the ring state in force says, and doubt what it was before if states were missed."""
         state = table.ring_state
-        self.register.acceptor.enter(state.epoch)
+        self.register.acceptor.enter(state)
         owned = frozenset(table.slots_of(self.me.name))
         if previous is None or state.epoch != previous.ring_state.epoch + 1 or self.behind(previous, table):
             self._holdings.doubt()
         self._holdings.own(sorted(owned))
+        self.regained = (self.regained | self.leftover) & owned
         self.leftover = (self.leftover | (self._owned - owned)) - owned
         self._owned = owned
         self._note_leaving(state)

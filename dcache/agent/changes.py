@@ -8,6 +8,8 @@ meanwhile, back to the old one.
 * Every member runs a `steward`.  Where no change is under way it proposes the oldest wish that it was told.  A change
   under way is the business of the first member by name that is not down; where nothing moves for long, the second steps
   in, and so on.  Two that propose at once do no harm: the register decides one state, and they pause at random.
+* A member that is dead may be what a change waits for, since too few owners of some slots are left.  So once it is to
+  be forgotten, a change that cannot go on is given up for that, by whoever knows of the wish.
 * A node that finds itself on no ring without having seen itself go was forgotten while it was away.  It asks to be let
   in again; what it holds is in no slot of its own any more.
 """
@@ -22,10 +24,11 @@ import attrs
 from dcache.agent.agent import Agent
 from dcache.agent.register import Proposal, Votes, propose, regain_vote
 from dcache.agent.terms import CannotJoin
-from dcache.agent.wishes import RENEW_EVERY
+from dcache.agent.wishes import RENEW_EVERY, Wish
 from dcache.errors import ClusterMismatch, NodeError, ProtocolError
 from dcache.membership import MemberTable, RingState, member_to_wire
 from dcache.ops.effects import Call, Detached, FirstOf, Op, Sleep
+from dcache.ops.quorum import majority
 from dcache.record import VersionClock
 from dcache.ring import RingNode
 from dcache.wire import Code
@@ -99,8 +102,8 @@ class Steward:
             yield from self._regain_vote()
         elif self._now() >= self._not_before and agent.me.name in names(state.members):
             proposal = yield from self._wanted(table)
-            if proposal is not None:
-                yield from self._attempt(proposal)
+            if proposal is not None and (yield from self._attempt(proposal)):
+                yield from self._forget_at_once()
 
     def _note_time(self, table: MemberTable) -> None:
         now = self._now()
@@ -147,9 +150,11 @@ class Steward:
         return accepted.proposal if accepted is not None and unheard_of else None
 
     def _under_way(self, table: MemberTable) -> Op[Proposal | None]:
+        state = table.ring_state
+        if self._to_be_forgotten(table) is not None and (yield from stuck(table)):
+            return Proposal(RingState(state.epoch + 1, state.members))
         if not self._is_in_charge(table):
             return None
-        state = table.ring_state
         if self._down_since is not None:
             gone = self._intervals(self._down_since) >= GIVE_UP_AFTER
             return Proposal(RingState(state.epoch + 1, state.members)) if gone else None
@@ -157,14 +162,32 @@ class Steward:
             return Proposal(RingState(state.epoch + 1, state.next))
         return None
 
+    def _to_be_forgotten(self, table: MemberTable) -> Wish | None:
+        """The wish that comes before the change under way, if that is not such a wish fulfilled."""
+        wish = None if table.ring_state.forgotten else self._agent.wishes.next(table)
+        return wish if wish is not None and wish.dead else None
+
+    def _forget_at_once(self) -> Op[None]:
+        """Before anybody begins what had to be given up again."""
+        table = self._agent.table
+        wish = None if table is None or table.ring_state.next is not None else self._to_be_forgotten(table)
+        if table is not None and wish is not None and self._agent.me.name in names(table.ring_state.members):
+            yield from self._attempt(wish.proposal(table.ring_state))
+
     def _is_in_charge(self, table: MemberTable) -> bool:
-        """Whether this member is the first that is there, or those before it have had their time."""
-        me = self._agent.me.name
-        before = [name for name in names(table.ring_state.members) - table.down if name < me]
+        """Whether this member is the first that is there and stays, or those before it have had their time.
+
+        Not who is leaving: it would end as soon as the next state is agreed on, and might be the only one to know.
+        """
+        me, state = self._agent.me.name, table.ring_state
+        staying = names(state.members) & names(state.next or ())
+        if me not in staying:
+            return False
+        before = [name for name in staying - table.down if name < me]
         return self._intervals(self._since) >= STEP_IN_AFTER * len(before)
 
-    def _attempt(self, proposal: Proposal) -> Op[None]:
-        """Propose; if nothing comes of it, pause at random, the longer the more often."""
+    def _attempt(self, proposal: Proposal) -> Op[bool]:
+        """Propose, and say whether a state was agreed on; if not, pause at random, the longer the more often."""
         agreed = yield from propose(self._agent.register, proposal, self._clock)
         if agreed:
             self._pause = 1.0
@@ -174,6 +197,7 @@ class Steward:
         else:
             self._not_before = self._now() + self._interval * self._pause * self._random()
             self._pause = min(2 * self._pause, MOST_PAUSE)
+        return agreed
 
 
 def names(ring: Iterable[RingNode]) -> set[str]:
@@ -191,15 +215,38 @@ def told(state: RingState) -> str:
 
 
 def all_ready(table: MemberTable) -> Op[bool]:
-    """Whether all of the next ring that are not down have completed their slots, and who is leaving knows of it."""
-    state = table.ring_state
-    coming = names(state.next or ())
-    there = sorted(state.names - table.down)
-    round_ = Votes(
-        [Call(name, "ready", (table.fingerprint,)) for name in there], len(there), _as_is, lambda answer: True
-    )
+    """Whether all of the next ring that are not down have completed their slots, and who is leaving knows of it.
+
+    Not where too few of the next ring are there to agree on what follows: it could not even forget the others.
+    """
+    coming, there = names(table.ring_state.next or ()), table.ring_state.names - table.down
+    if lacks_majority(table):
+        return False
+    answers = yield from _readiness(table, there)
+    return len(answers) == len(there) and all(answers[name] is True for name in coming & there)
+
+
+def stuck(table: MemberTable) -> Op[bool]:
+    """Whether the next ring could not agree on anything, or somebody on it has found too few owners to ask for long,
+    and so cannot complete its slots."""
+    coming = names(table.ring_state.next or ())
+    if lacks_majority(table):
+        return True
+    answers = yield from _readiness(table, coming - table.down)
+    return None in answers.values()
+
+
+def lacks_majority(table: MemberTable) -> bool:
+    """Whether too few of the next ring are not down."""
+    coming = names(table.ring_state.next or ())
+    return len(coming - table.down) < majority(len(coming))
+
+
+def _readiness(table: MemberTable, asked: Iterable[str]) -> Op[dict[str, object]]:
+    calls = [Call(name, "ready", (table.fingerprint,)) for name in sorted(asked)]
+    round_ = Votes(calls, len(calls), _as_is, lambda answer: True)
     yield round_
-    return len(round_.answers) == len(there) and all(round_.answers[name] is True for name in coming & set(there))
+    return round_.answers
 
 
 def _as_is(answer: object) -> object:

@@ -11,6 +11,13 @@ and in one step with declaring the slot complete, since anything may have come i
 * Where so many complete owners cannot be had for long, the slots are started over: nothing that may have been
   acknowledged is left.  Owners that are complete keep what they hold: they know what it is worth, and others who
   return may vote for it.
+* While a member is forgotten, those that are down are not waited for.  Of all that owners have to know, a newcomer to a
+  slot stands in for the forgotten one alone: it has to know what that one helped to acknowledge, which is over and far
+  below the floor.  An owner that lost its memory has to know what it helped to acknowledge itself: the same.  So it
+  does not take a majority to start over, which is asked for otherwise lest a few that were cut off give up what the
+  others still know.  Where all that are left were heard, waiting for more is in vain.
+* The forgotten one may have been the only owner of a slot.  What its heir holds there by then was written in its
+  absence, by clients in available mode, and is kept, except for leftovers from a time when it owned the slot before.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ from dcache.errors import ValueTooLarge
 from dcache.membership import Member, MemberTable
 from dcache.node.service import Refusal, Service
 from dcache.node.store import Store
-from dcache.ops.compare import Inventory, Versions, enough, must_catch_up, settle
+from dcache.ops.compare import Inventory, Settlement, Versions, enough, must_catch_up, settle
 from dcache.ops.effects import Op, Sleep
 from dcache.ops.listing import BATCH, Digests, Heard, Others, Pace, to_bitmap
 from dcache.ops.quorum import majority
@@ -54,6 +61,7 @@ class Membership(Protocol):
 
     me: Member
     table: MemberTable | None
+    regained: set[int]
 
 
 @attrs.define
@@ -124,6 +132,7 @@ class Completing:
         self._agent, self._service, self._store = agent, service, service.store
         self._now, self._random, self._pace, self._start_over = now, random, pace, start_over
         self._lacking: dict[int, int] = {}  # slots with too few to ask, and since when
+        self._stuck_under = b""  # the fingerprint under which they could not be started over either
         self._caught_up: tuple[bytes, set[int]] = b"", set()  # of which ring, and in which slots
         self.progress = Progress()
 
@@ -146,10 +155,13 @@ class Completing:
     def methods(self) -> Mapping[str, Callable[..., Any]]:
         return {"ready": self.ready}
 
-    def ready(self, fingerprint: bytes) -> bool:
-        """Whether this node votes for all of its slots, and the next ring may take over as far as it is concerned."""
+    def ready(self, fingerprint: bytes) -> bool | None:
+        """Whether this node votes for all of its slots, and the next ring may take over as far as it is concerned; None
+        if it does not and has found too few others to ask for long."""
         table = self._agent.table
-        return self._service.ready(fingerprint) and table is not None and self.finished(table)
+        if self._service.ready(fingerprint) and table is not None and self.finished(table):
+            return True
+        return None if self._stuck_under == fingerprint else False
 
     def behind(self, previous: MemberTable, table: MemberTable) -> bool:
         """Whether the ring of `table` takes over before this node has caught up: then it is to doubt what it holds."""
@@ -169,10 +181,24 @@ class Completing:
         groups = yield from self._groups(plan, digests)
         if groups:
             yield from self._settle_all(table, others, groups, plan.owners)
-        patience = self._now() - round(self._start_over * 1000)
-        overdue = {slot: plan.owners[slot] for slot, since in self._lacking.items() if since <= patience}
+        overdue = self._overdue(table, plan.owners, digests)
         if overdue:
             yield from self._start_slots_over(table, others, overdue, digests)
+        self._stuck_under = table.fingerprint if any(map(self._waited, self._lacking)) else b""
+
+    def _waited(self, slot: int) -> bool:
+        """Whether the slot has lacked owners for so long that it is started over."""
+        now = self._now()
+        return self._lacking.get(slot, now) <= now - round(self._start_over * 1000)
+
+    def _overdue(
+        self, table: MemberTable, owners: Mapping[int, Sequence[str]], digests: Mapping[str, Digests]
+    ) -> dict[int, Sequence[str]]:
+        """The slots to be started over: owners were waited for, or nobody is left to be waited for."""
+        gone = forgotten(table)
+        heard = {self._agent.me.name, *digests, *gone}
+        in_vain = {slot for slot in self._lacking if gone and heard.issuperset(owners[slot])}
+        return {slot: owners[slot] for slot in self._lacking if slot in in_vain or self._waited(slot)}
 
     def _groups(self, plan: _Plan, digests: Mapping[str, Digests]) -> Op[dict[tuple[str, ...], list[int]]]:
         """The slots that can be settled, by the owners to be heard.  Those of which too few owners are complete are
@@ -191,16 +217,16 @@ class Completing:
         return groups
 
     def _plan(self, table: MemberTable) -> Op[_Plan]:
-        """What is to be asked of whom.  Slots that nobody else owns are complete at once."""
+        """What is to be asked of whom.  Slots are complete at once that nobody else owns, or nobody any more."""
         me, ring = self._agent.me.name, table.ring
         n = min(table.settings.replicas, len(ring))
-        plan, alone = _Plan({}, {}), []
+        plan, alone, gone = _Plan({}, {}), [], forgotten(table)
         wanted = sorted({*self._store.incomplete(), *self._to_catch_up(table)})
         for at, slot in enumerate(wanted):
             if at % SLICE == SLICE - 1:
                 yield Sleep(0)
             owners = ring.slot_owners(slot, n)
-            if owners == (me,):
+            if owners == (me,) or (n == 1 and owners[0] in gone and slot not in self._agent.regained):
                 alone.append(slot)
                 continue
             plan.owners[slot] = owners
@@ -246,7 +272,9 @@ class Completing:
         """An owner that is complete, and only has to catch up, counts among those heard."""
         return bool(self._store.complete_bits[slot]) and self._agent.me.name in owners
 
-    def decide(self, table: MemberTable, slot: int, heard: Mapping[str, Inventory], held: Held, n: int) -> Any:
+    def decide(
+        self, table: MemberTable, slot: int, heard: Mapping[str, Inventory], held: Held, n: int
+    ) -> Settlement | None:
         """What settling the slot takes, as of now; None if too few were heard."""
         mine = held.versions(slot)
         if self._hears_itself(slot, table.ring.slot_owners(slot, n)):
@@ -258,11 +286,11 @@ class Completing:
         return self._store.slot_of(key)
 
     def put(self, key: bytes, version: Version, value: bytes, flags: int, ttl: int | None) -> None:
-        """Hold what another owner holds, unless something newer is or may have been here."""
+        """Hold what another owner holds, unless something newer is here, or is known to have been."""
         self.progress.records += 1
         self.progress.bytes += len(key) + len(value)
         try:
-            self._store.set(key, version, value, flags, ttl, self._now())
+            self._store.take_over(key, version, value, flags, ttl, self._now())
         except ValueTooLarge:  # and is now below the floor
             log.debug("a record of %d bytes has no room here", len(value))
 
@@ -272,6 +300,21 @@ class Completing:
         settlement = self.decide(table, slot, heard, held, n)
         if settlement is None:
             return False
+        self.conclude(table, slot, settlement, held)
+        return True
+
+    def first_look(
+        self, table: MemberTable, slot: int, heard: Mapping[str, Inventory], held: Held, n: int
+    ) -> Settlement | None:
+        """What settling the slot takes.  Where nothing is to be fetched, it is done in the same step."""
+        self._check(table)
+        settlement = self.decide(table, slot, heard, held, n)
+        if settlement is not None and not settlement.take:
+            self.conclude(table, slot, settlement, held)
+        return settlement
+
+    def conclude(self, table: MemberTable, slot: int, settlement: Settlement, held: Held) -> None:
+        """Do what was decided in this very step, and declare the slot complete."""
         store, now = self._store, self._now()
         for key, (version, _) in settlement.take.items():  # nobody had it any more: it was forgotten
             store.drop(key, version, now)
@@ -283,7 +326,6 @@ class Completing:
         held.done_with(slot)
         self._note_caught_up(table, slot)
         self.progress.settled += 1
-        return True
 
     # -- catching up before there are fewer owners --------------------------------------------------------------------
 
@@ -315,7 +357,8 @@ class Completing:
         owners: Mapping[int, Sequence[str]],
         digests: Mapping[str, Digests],
     ) -> Op[None]:
-        """Start slots over at all owners that are not complete, if a majority of the owners answers."""
+        """Start slots over at all owners that are not complete, if all of the owners answer or, after the wait, a
+        majority."""
         me = self._agent.me.name
         asked: dict[str, list[int]] = {}
         for slot, names in owners.items():
@@ -325,18 +368,23 @@ class Completing:
         heights = yield from others.start_over({name: some for name, some in asked.items() if name != me}, ZERO)
         self._check(table)
         heights[me] = self._here(table, (), ZERO)
+        settled = heights.keys() | (table.down if table.ring_state.forgotten else frozenset())
         answered = {
             slot
             for slot, names in owners.items()
-            if not self._store.complete_bits[slot] and sum(name in heights for name in names) >= majority(len(names))
+            if not self._store.complete_bits[slot]
+            and (
+                settled.issuperset(names)
+                or (self._waited(slot) and sum(name in settled for name in names) >= majority(len(names)))
+            )
         }
         if not answered:
             return
         top = max(max(latest, version_milliseconds(newest)) for latest, newest in heights.values())
         floor = make_version(top + MARGIN, 0, 0)
-        lost = {
-            name: [slot for slot in asked[name] if slot in answered and not told[slot][0]]
-            for name, told in digests.items()
+        elsewhere = {
+            name: [slot for slot in asked[name] if slot in answered]
+            for name in digests
             if name in heights and name in asked
         }
         self._here(table, answered, floor)
@@ -344,10 +392,10 @@ class Completing:
             self._lacking.pop(slot, None)
         self.progress.started_over += len(answered)
         log.warning(
-            "%d slots are started over: too many of their owners lost their memory at once; old values are misses now",
+            "%d slots are started over: too many owners are gone or lost their memory; old values are misses now",
             len(answered),
         )
-        yield from others.start_over(lost, floor)
+        yield from others.start_over(elsewhere, floor)
 
     def _here(self, table: MemberTable, slots: Iterable[int], floor: Version) -> tuple[int, Version]:
         try:
@@ -357,6 +405,11 @@ class Completing:
         except Refusal as refusal:
             raise Moved from refusal
         return answer
+
+
+def forgotten(table: MemberTable) -> frozenset[str]:
+    """The member that is being forgotten, unless it answers all the same."""
+    return table.ring_state.going & table.down if table.ring_state.forgotten else frozenset()
 
 
 @attrs.frozen(eq=False)
@@ -390,19 +443,21 @@ class _Settling:
 
     def _settle(self, chunk: Sequence[int], heard: Heard, owners: Mapping[int, Sequence[str]]) -> Op[None]:
         wanted: dict[str, list[bytes]] = {name: [] for name in self.names}
-        seen = 0
+        seen, left = 0, []
         for slot in chunk:
             inventories, n = heard.by_slot.get(slot, {}), len(owners[slot])
-            settlement = self.completing.decide(self.table, slot, inventories, self.held, n)
-            for key, (_, holders) in settlement.take.items() if settlement is not None else ():
-                wanted[min(holders, key=lambda name: len(wanted[name]))].append(key)
+            settlement = self.completing.first_look(self.table, slot, inventories, self.held, n)
+            if settlement is not None and settlement.take:
+                left.append(slot)
+                for key, (_, holders) in settlement.take.items():
+                    wanted[min(holders, key=lambda name: len(wanted[name]))].append(key)
             seen += sum(len(inventory.versions) for inventory in inventories.values())
             if seen > 2 * BATCH:
                 seen = 0
                 yield Sleep(0)
         unanswered = yield from self.others.fetch(wanted, self.completing.put)
         again = {self.completing.slot_of(key) for key in unanswered}
-        for slot in chunk:
+        for slot in left:
             if slot in again:
                 continue  # it was not forgotten, for all that is known
             inventories, n = heard.by_slot.get(slot, {}), len(owners[slot])

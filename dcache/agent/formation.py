@@ -10,7 +10,7 @@ founder who dies with the votes is followed by the same one restarted, or by the
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -38,7 +38,7 @@ def form(agent: Agent, peers: Sequence[str], cluster_id: str, patience: float = 
     waits = 0
     while True:
         asked = [*peers, *(address for address in sorted(agent.called_by) if address not in peers)]
-        yield from _introduce(agent, asked)
+        silent = yield from _introduce(agent, asked)
         if agent.trouble is not None:
             raise agent.trouble
         if agent.table is not None:
@@ -48,7 +48,7 @@ def form(agent: Agent, peers: Sequence[str], cluster_id: str, patience: float = 
             yield from _announce(agent, agent.found(cluster_id))
             return
         if waits % TELL_EVERY == 0 and (waited or asked):
-            _tell(agent)
+            _tell(agent, silent)
         waits += 1
         yield Sleep(PAUSE)
 
@@ -59,15 +59,18 @@ def _may_found(agent: Agent, peers: Sequence[str]) -> bool:
     return agent.may_found() and not (alone and set(peers) - agent.own_addresses)
 
 
-def _tell(agent: Agent) -> None:
-    names = [name for name, _ in agent.ballot()]
-    level = logging.ERROR if len(names) > agent.terms.expect else logging.INFO
-    log.log(
-        level, "waiting for a cluster of %d nodes; here are %d: %s", agent.terms.expect, len(names), ", ".join(names)
-    )
+def _tell(agent: Agent, silent: Mapping[str, str]) -> None:
+    """Say what this node waits for, and who is `silent` and why."""
+    names, wanted = [name for name, _ in agent.ballot()], agent.terms.expect
+    told = f"waiting for a cluster of {wanted} nodes; here are {len(names)}: {', '.join(names)}"
+    if wanted == 1:
+        told = "waiting for a member of the cluster to join"
+    reasons = "".join(f"; no answer from {address} ({why})" for address, why in silent.items())
+    log.log(logging.ERROR if len(names) > wanted else logging.INFO, "%s%s", told, reasons)
 
 
-def _introduce(agent: Agent, peers: Sequence[str]) -> Op[None]:
+def _introduce(agent: Agent, peers: Sequence[str]) -> Op[dict[str, str]]:
+    """Introduce this node to others; those that did not answer, and why."""
     round_ = Gather([_introduction(agent, peer) for peer in peers])
     yield round_
     for failure in round_.failures:
@@ -79,7 +82,7 @@ def _introduce(agent: Agent, peers: Sequence[str]) -> Op[None]:
             data, their_terms, wire = reply.result
             row = member_from_wire(data)
             if agent.table is not None:
-                return
+                break
             if wire is None:
                 agent.heard(row, terms_from_wire(their_terms), at=reply.node)
             elif not agent.superseded(row):  # else this node may have voted, for a cluster that the answer knows not of
@@ -87,7 +90,8 @@ def _introduce(agent: Agent, peers: Sequence[str]) -> Op[None]:
         except (TypeError, ValueError, ProtocolError) as error:
             agent.tell_once("%s is no dcache node of this kind: %s", reply.node, str(error))
         except CannotJoin:
-            return
+            break
+    return {failure.node: str(failure.error) or type(failure.error).__name__ for failure in round_.failures}
 
 
 def _introduction(agent: Agent, address: str) -> Call:

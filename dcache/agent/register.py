@@ -96,6 +96,8 @@ def follows(state: RingState, proposal: Proposal) -> bool:
     then, row = proposal
     if then.epoch != state.epoch + 1:
         return False
+    if then.forgotten and not then.going:
+        return False
     if state.next is not None:
         return row is None and then.next is None and then.members in (state.next, state.members)
     if then.next is None or then.members != state.members or not then.next:
@@ -132,10 +134,12 @@ class Acceptor:
         self.lives: dict[str, int] = {}  # of those whose new life was witnessed, here or by others
         self._seen: dict[str, str] = {}  # the boot ids of those that were witnessed here
 
-    def enter(self, epoch: int) -> None:
-        """The table moved to this epoch."""
-        if epoch != self.epoch:
-            self.epoch, self.promised, self.accepted = epoch, ZERO, None
+    def enter(self, state: RingState) -> None:
+        """The table moved to this state.  What lives those had who are gone matters no more: it is in no promise."""
+        if state.epoch != self.epoch:
+            self.epoch, self.promised, self.accepted = state.epoch, ZERO, None
+            self.lives = {name: life for name, life in self.lives.items() if name in state.names}
+            self._seen = {name: boot_id for name, boot_id in self._seen.items() if name in state.names}
 
     def prepare(self, ballot: Version) -> Promise:
         """Promise to accept nothing of a lower ballot."""

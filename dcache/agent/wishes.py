@@ -26,13 +26,19 @@ RENEW_EVERY = 1.0
 
 @attrs.frozen
 class Wish:
-    """That `name` be on the ring, with the row `newcomer`, or not be on it."""
+    """That `name` be on the ring, with the row `newcomer`, or not be on it; `dead` is the word that it is."""
 
     name: str
     newcomer: Member | None = None
+    dead: bool = False
 
     def fulfilled(self, state: RingState) -> bool:
-        """Whether the ring is as wished, or will be when the change under way is done."""
+        """Whether the ring is as wished, or will be when the change under way is done.
+
+        Who is on its way off the ring as one that leaves, and died, may have to be forgotten nevertheless.
+        """
+        if self.dead and self.name in state.going:
+            return state.forgotten
         coming = state.members if state.next is None else state.next
         return (self.name in {node.name for node in coming}) == (self.newcomer is not None)
 
@@ -41,7 +47,7 @@ class Wish:
         staying = [node for node in state.members if node.name != self.name]
         new = [] if self.newcomer is None else [self.newcomer.placed()]
         coming = tuple(sorted((*staying, *new), key=lambda node: node.name))
-        return Proposal(RingState(state.epoch + 1, state.members, coming), self.newcomer)
+        return Proposal(RingState(state.epoch + 1, state.members, coming, self.dead), self.newcomer)
 
 
 class Wishes:
@@ -73,7 +79,10 @@ class Wishes:
         self._note(Wish(name))
 
     def forget(self, names: Sequence[str]) -> None:
-        """Members that are down are to be taken off the ring, one after the other; some may be off it by now."""
+        """Members that are down are to be taken off the ring, one after the other; some may be off it by now.
+
+        It is the word of whoever asks that they are dead, and hold nothing that anybody will hear of again.
+        """
         table = self._known()
         if not names or isinstance(names, str) or not all(type(name) is str for name in names):
             raise TypeError("forget takes an array of names")
@@ -85,7 +94,7 @@ class Wishes:
                 raise _refused(f"{name} is not down: a member that answers can only leave")
         self._check_leaves_some(table, there)
         for name in there:
-            self._note(Wish(name))
+            self._note(Wish(name, dead=True))
 
     # -- being fulfilled ----------------------------------------------------------------------------------------------
 
@@ -97,9 +106,12 @@ class Wishes:
                 self._drop(name)
 
     def next(self, table: MemberTable) -> Wish | None:
-        """The oldest wish that is still to be fulfilled and may be."""
-        for name, wish in list(self._wishes.items()):
-            if wish.fulfilled(table.ring_state):
+        """The oldest wish that is still to be fulfilled and may be; of a dead member first, for others may wait for it.
+
+        No member is forgotten that answers again.
+        """
+        for name, wish in sorted(self._wishes.items(), key=lambda item: not item[1].dead):
+            if wish.fulfilled(table.ring_state) or (wish.dead and name not in table.down):
                 self._drop(name)
             elif wish.newcomer is not None or len(table.ring_state.members) > 1:
                 return wish

@@ -68,9 +68,12 @@ def survey(ctx: Context) -> Op[Survey]:
 
 
 def wish(ctx: Context, method: str, *params: Any) -> Op[None]:
-    """Tell a wish to one member that takes it; `NodeError` if one refuses it and none takes it."""
-    down = ctx.table.down
-    names = sorted(ctx.table.members, key=lambda name: (name in down, name))
+    """Tell a wish to one member that takes it; `NodeError` if one refuses it and none takes it.
+
+    To one that is on the ring already, if one is up: who is on its way there has no say yet.
+    """
+    there = {node.name for node in ctx.table.ring_state.members} - ctx.table.down
+    names = sorted(ctx.table.members, key=lambda name: (name not in there, name))
     calls = [Call(name, method, params) for name in names]
     round_ = FirstOf(calls[:1], calls[1:])
     yield round_

@@ -15,7 +15,7 @@ import attrs
 
 from dcache.agent.completing import Completing
 from dcache.agent.repair import Repair
-from dcache.membership import Member, MemberTable, RingState, Settings
+from dcache.membership import Health, Member, MemberTable, RingState, Settings
 from dcache.node.service import Identity, Service, View
 from dcache.node.store import Store
 from dcache.ops.effects import Reply
@@ -40,13 +40,23 @@ def full(key: str) -> bytes:
 
 
 def make_table(
-    names: Iterable[str], replicas: int = 3, *, following: Iterable[str] | None = None, epoch: int = 1
+    names: Iterable[str],
+    replicas: int = 3,
+    *,
+    following: Iterable[str] | None = None,
+    epoch: int = 1,
+    forgotten: bool = False,
+    down: str = "",
 ) -> MemberTable:
-    rows = {name: Member(name, f"{name}:7400") for name in sorted({*names, *(following or ())})}
+    rows = {
+        name: Member(name, f"{name}:7400", health=Health.DOWN if name in down else Health.UP)
+        for name in sorted({*names, *(following or ())})
+    }
     state = RingState(
         epoch,
         tuple(rows[name].placed() for name in names),
         None if following is None else tuple(rows[name].placed() for name in following),
+        forgotten,
     )
     return MemberTable(Settings("kit", replicas=replicas, vnodes=16), state, rows)
 
@@ -58,6 +68,7 @@ class Agent:
     me: Member
     table: MemberTable | None = None
     leftover: set[int] = attrs.field(factory=set)
+    regained: set[int] = attrs.field(factory=set)
 
 
 class Owner:

@@ -424,8 +424,10 @@ def test_slots_that_went_to_others_are_left_over_until_they_come_back() -> None:
         one.agent.adopt(ring_of(table, now, coming, epoch=epoch))
     assert one.agent.leftover == mine - one.slots.owned
     assert one.agent.leftover
+    left = set(one.agent.leftover)
     one.agent.adopt(ring_of(table, "abcd", "abc", epoch=4))
     assert not one.agent.leftover
+    assert one.agent.regained == left
 
 
 def test_a_founder_that_first_hears_of_a_later_state_is_not_complete() -> None:

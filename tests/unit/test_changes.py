@@ -31,6 +31,7 @@ class Slots:
 
     def __init__(self) -> None:
         self.complete_at_once = True
+        self.ready: Callable[[], bool | None] = lambda: self.complete_at_once
 
     def own(self, slots: object) -> None: ...
     def doubt(self) -> None: ...
@@ -69,16 +70,21 @@ class Node:
     def seconds(self) -> float:
         return self.host.now() / 1000
 
-    def ready(self, fingerprint: bytes) -> bool:
+    def ready(self, fingerprint: bytes) -> bool | None:
         table = self.agent.table
         if table is None or fingerprint != table.fingerprint:
             raise Refusal(Code.WRONG_RING, None if table is None else table.to_wire())
-        return self.slots.complete_at_once
+        return self.slots.ready()
 
     @property
     def ring(self) -> str:
         table = self.agent.table
         return "" if table is None else told(table.ring_state)
+
+    @property
+    def forgotten(self) -> bool:
+        assert self.agent.table is not None
+        return self.agent.table.ring_state.forgotten
 
     @property
     def down(self) -> frozenset[str]:
@@ -364,6 +370,19 @@ def test_a_dead_member_is_forgotten_when_asked_for_and_not_before() -> None:
     cluster.until_ring("ab")
 
 
+def test_who_leaves_stays_while_those_that_remain_could_not_agree_without_it() -> None:
+    cluster = Cluster("abc")
+    cluster.crash("c")
+    cluster.until_down("c")
+    cluster.wish("b", "leave", "b")
+    cluster.net.run(30)
+    assert cluster["a"].ring == "abc>ac", "of a and c alone, c being dead, there would be no majority ever again"
+    cluster.wish("a", "forget", ["c"])
+    cluster.until(lambda: cluster["b"].work.done)
+    cluster.crash("b")
+    cluster.until_ring("a")
+
+
 def test_several_dead_members_are_forgotten_one_after_the_other() -> None:
     cluster = Cluster("abcde")
     cluster.crash("de")
@@ -381,6 +400,91 @@ def test_a_dead_member_is_replaced_under_another_name() -> None:
     cluster.wish("a", "forget", ["c"])
     cluster.start("d")
     cluster.until_ring("abd")
+
+
+def test_the_ring_state_carries_the_word_that_a_member_is_dead_for_as_long_as_it_goes() -> None:
+    cluster = Cluster("abc")
+    cluster.crash("c")
+    cluster.until_down("c")
+    cluster["b"].slots.complete_at_once = False
+    cluster.wish("b", "forget", ["c"])
+    cluster.until_ring("abc>ab")
+    assert {cluster[name].forgotten for name in "ab"} == {True}
+    cluster["b"].slots.complete_at_once = True
+    cluster.until_ring("ab")
+    assert {cluster[name].forgotten for name in "ab"} == {False}
+
+
+def test_who_leaves_is_not_taken_for_dead() -> None:
+    cluster = Cluster("abc")
+    cluster["b"].slots.complete_at_once = False
+    cluster.wish("b", "leave", "c")
+    cluster.until_ring("abc>ab")
+    assert {node.forgotten for node in cluster.nodes.values()} == {False}
+
+
+def test_a_member_that_answers_again_is_not_forgotten() -> None:
+    cluster = Cluster("abc")
+    cluster.crash("c")
+    cluster.until_down("c")
+    wishes, table = cluster["a"].agent.wishes, cluster["a"].agent.table
+    assert table is not None
+    wishes.forget(["c"])
+    assert wishes.next(table) is not None
+    assert wishes.next(table.with_member(attrs.evolve(table.members["c"], health=Health.UP))) is None
+    assert wishes.next(table) is None  # nor when it is down once more
+
+
+def test_a_forget_is_seen_through_though_another_is_down() -> None:
+    cluster = Cluster("abcde")
+    cluster.crash("bd")
+    cluster.until_down("b")
+    cluster.until_down("d")
+    cluster.wish("c", "forget", ["d"])
+    cluster.until_ring("abce")
+    assert {node.down for node in cluster.nodes.values()} == {frozenset("b")}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_newcomer_that_waits_for_a_dead_member_gives_way_until_that_is_forgotten(seed: int) -> None:
+    cluster = Cluster("abcd", seed)
+    cluster.crash("d")
+    cluster.until_down("d")
+    newcomer = cluster.start("e")
+    newcomer.slots.ready = lambda: True if "d" not in newcomer.ring else None
+    cluster.until_ring("abcd>abcde")
+    cluster.net.run(20)
+    assert newcomer.ring == "abcd>abcde"  # nobody has said that d is dead
+    cluster.wish("b", "forget", ["d"])
+    cluster.until_ring("abce", 30)
+
+
+def test_a_newcomer_that_gets_on_is_let_in_before_a_dead_member_is_forgotten() -> None:
+    cluster = Cluster("abc")
+    cluster.crash("c")
+    cluster.until_down("c")
+    cluster.start("d").slots.complete_at_once = False
+    cluster.until_ring("abc>abcd")
+    cluster.wish("a", "forget", ["c"])
+    cluster.net.run(20)
+    cluster.until_ring("abc>abcd", 1)
+    cluster["d"].slots.complete_at_once = True
+    cluster.until_ring("abd")
+
+
+def test_who_dies_while_it_leaves_can_be_forgotten() -> None:
+    cluster = Cluster("abc")
+    heir = cluster["b"]
+    heir.slots.ready = lambda: True if heir.forgotten else None
+    leaving = cluster.wish("a", "leave", "c")
+    cluster.until_ring("abc>ab")
+    leaving.stop()
+    cluster.crash("c")
+    cluster.until_down("c")
+    cluster.net.run(20)
+    assert heir.ring == "abc>ab"
+    cluster.wish("a", "forget", ["c"])
+    cluster.until_ring("ab", 30)
 
 
 @pytest.mark.parametrize(

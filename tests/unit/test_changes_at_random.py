@@ -35,7 +35,7 @@ from dcache.errors import NodeError, QuorumError
 from dcache.membership import Member, MemberTable, RingState, Settings
 from dcache.node.service import Identity, Refusal, Service, View
 from dcache.node.store import Store
-from dcache.ops import listing, load, quorum, read, write
+from dcache.ops import listing, load, read, write
 from dcache.ops.backoff import Backoff
 from dcache.ops.context import Context, Options, Shared
 from dcache.ops.effects import Effect, Op, Round
@@ -116,8 +116,9 @@ class Node:
         pace = Pace(1e9)
         self.completing = Completing(self.agent, self.service, host.now, random, pace, START_OVER)
         self.repair = repair.Repair(self.agent, self.service, host.now, random, pace, 10.0)
-        self.service.methods.update(self.agent.methods())
-        self.service.methods.update(self.detector.methods())
+        self.agent.behind = self.completing.behind
+        for part in (self.agent, self.detector, self.completing):
+            self.service.methods.update(part.methods())
         host.boot(self.service.methods)
         return me
 
@@ -466,7 +467,7 @@ class World:
         if agent is None or agent.table is None or not node.running or node.paused or not agent.table.down:
             return False
         for name in sorted(agent.table.down)[:1]:
-            if name in agent.table.ring_state.names:
+            if name in agent.table.ring_state.names and not self.nodes[name].running:
                 self.note(f"forget {name} at {node.name}")
                 try:
                     agent.wishes.forget([name])
@@ -565,14 +566,6 @@ def first_violation(seeds: range) -> tuple[int, str] | None:
 Put = Callable[[Any, str, Any], None]
 
 
-def without_write_back(put: Put) -> None:
-    def unwritten(ctx: Context, key: bytes, verdict: quorum.Verdict, *rest: Any) -> Op[tuple[bool, bool]]:
-        yield from ()
-        return True, False
-
-    put(read, "_write_back", unwritten)
-
-
 def without_promises(put: Put) -> None:
     """What is computed is written like anything else, with the version from before."""
 
@@ -597,11 +590,10 @@ def without_refutation(put: Put) -> None:
     put(MemberTable, "refuting", lambda table, me: (table, me))
 
 
-# The others are taken out where less happens and it is found sooner: floors, votes, complete bits and promises in
+# The others are taken out where less happens and it is found sooner: floors, votes, write-backs, complete bits in
 # test_rules_at_random, quorums on one ring only in test_ops_changing, doubts in test_agent, witnesses in
 # test_register_at_random, what is settled in test_compare.
 MUTATIONS = [
-    (without_write_back, 150),
     (without_promises, 80),
     (without_the_fence, 60),
     (with_any_vote, 60),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dcache.agent import completing
+from dcache.ops.compare import settle
 from dcache.ring import SLOTS, slot_of
 from tests.unit.owners_kit import Owners, full, make_table, v
 
@@ -30,6 +32,18 @@ def test_a_node_that_lost_everything_holds_it_all_again() -> None:
     owners.until(lambda: owners["a"].store.all_complete)
     assert owners["a"].held() == before == owners["b"].held()
     assert {owners["a"].version(key) for key in KEYS} == {v(n) for n in range(len(KEYS))}
+
+
+def test_slots_of_which_nothing_is_to_be_fetched_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a node that has nothing to fetch, as when there are fewer owners soon, is done in half the time."""
+    looks: list[int] = []
+    monkeypatch.setattr(completing, "settle", lambda *about: looks.append(1) or settle(*about))
+    owners = Owners()
+    owners.write("k", 1)
+    owners["a"].restart()
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners["a"].version("k") == v(1)
+    assert len(looks) == SLOTS + 1
 
 
 def test_only_what_a_node_owns_comes_to_it() -> None:
@@ -247,6 +261,28 @@ def test_other_keys_of_a_slot_are_taken_though_one_was_forgotten() -> None:
     assert owners["a"].version(other) == v(30)
 
 
+def test_one_restart_after_the_other_loses_nothing_though_other_keys_are_deleted_meanwhile() -> None:
+    owners = Owners()
+    other = same_slot("k")
+    owners.write("k", 10)
+    for n, name in enumerate("abc"):
+        owners[name].restart(only="k", begin=False)
+        owners.delete(other, 20 + n, at="abc")
+        owners[name].begin()
+        owners.until(lambda name=name: owners[name].store.all_complete)  # type: ignore[misc]
+        assert owners[name].version("k") == v(10)
+
+
+def test_a_key_that_is_deleted_while_the_node_is_incomplete_is_a_miss() -> None:
+    owners = Owners()
+    owners.write("k", 10)
+    owners["a"].restart(only="k", begin=False)
+    owners.delete("k", 20, at="abc")
+    owners["a"].begin()
+    owners.until(lambda: owners["a"].store.all_complete)
+    assert owners.reads("k") == {None}
+
+
 # -- fewer owners than before -----------------------------------------------------------------------------------------
 
 
@@ -275,3 +311,106 @@ def shrunk(*, catching_up: bool) -> Owners:
 def test_owners_catch_up_before_they_are_two_in_place_of_three() -> None:
     assert shrunk(catching_up=True).reads("k") == {v(20)}
     assert shrunk(catching_up=False).reads("k") == {v(10)}  # which is older than what was acknowledged
+
+
+# -- forgetting -------------------------------------------------------------------------------------------------------
+
+
+def forgetting(
+    names: str, dead: str, *, replicas: int, word: bool = True, away: str = "", seconds: float = 20.0
+) -> tuple[Owners, list[str]]:
+    """Of `names` the first of `dead` goes, all of them being down; those that are `away` do not answer, and nobody has
+    noticed.  Also who has completed its slots after `seconds`."""
+    owners = Owners(names, replicas, start_over=5.0)
+    for n, key in enumerate(KEYS):
+        owners.write(key, n)
+    for name in dead + away:
+        owners[name].host.crash(silent=True)
+    staying = [name for name in names if name != dead[0]]
+    owners.learn(make_table(names, replicas, following=staying, epoch=2, forgotten=word, down=dead))
+    owners.net.run(seconds)
+    table = owners.table
+    return owners, [
+        name for name in names if name not in dead + away and owners[name].completing.ready(table.fingerprint)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "dead", "replicas"),
+    [("abc", "c", 1), ("abcde", "de", 1), ("abcd", "d", 2), ("abcde", "de", 2), ("abcde", "de", 3)],
+)
+def test_who_is_forgotten_need_not_be_heard(names: str, dead: str, replicas: int) -> None:
+    alive = [name for name in names if name not in dead]
+    assert forgetting(names, dead, replicas=replicas)[1] == alive
+
+
+@pytest.mark.parametrize(("names", "dead", "replicas"), [("abc", "c", 1), ("abcde", "de", 2), ("abcde", "de", 3)])
+def test_who_is_down_may_come_back_as_long_as_nobody_says_that_it_is_dead(names: str, dead: str, replicas: int) -> None:
+    owners, complete = forgetting(names, dead, replicas=replicas, word=False)
+    assert not complete
+    waiting = [owners[name].completing.ready(owners.table.fingerprint) for name in names if name not in dead]
+    assert set(waiting) == {None}
+
+
+def test_slots_of_which_every_other_owner_was_heard_do_not_wait() -> None:
+    """Of two owners one is forgotten, and the other has lost its memory."""
+    owners = Owners("abc", 2)
+    owners["c"].host.crash(silent=True)
+    owners["b"].restart()
+    owners.learn(make_table("abc", 2, following="ab", epoch=2, forgotten=True, down="c"))
+    owners.until(lambda: all(owners[name].completing.finished(owners.table) for name in "ab"), 10.0)
+
+
+def test_others_that_are_down_are_waited_for_a_while() -> None:
+    assert forgetting("abcde", "de", replicas=3, seconds=4.0)[1] == []
+
+
+def test_who_is_not_down_and_does_not_answer_is_waited_for() -> None:
+    """Of two owners one is forgotten, the other one knows what it acknowledged with that one."""
+    assert forgetting("abc", "c", replicas=2, away="b")[1] == []
+
+
+@pytest.mark.parametrize("dead", ["de", "ed"])
+def test_what_a_forgotten_member_helped_to_acknowledge_is_not_undone(dead: str) -> None:
+    """The newest value was known to the one that goes and one more, an older one is held by the third."""
+    names, last = "abcde", dead[1]
+    owners = Owners(names, start_over=5.0)
+    keys = [key for key in KEYS if {dead[0], last} <= set(owners.of(key))]
+    assert keys
+    for key in keys:
+        owners.write(key, 10)
+        owners.write(key, 20, at=dead)
+    for name in dead:
+        owners[name].host.crash(silent=True)
+    staying = [name for name in names if name != dead[0]]
+    owners.learn(make_table(names, following=staying, epoch=2, forgotten=True, down=dead))
+    owners.until(lambda: all(owners[name].completing.finished(owners.table) for name in "abc"), 20.0)
+    owners.learn(make_table(staying, epoch=3, down=last))
+    assert {version for key in keys for version in owners.reads(key)} == {None, v(20)}  # were the last one to return
+
+
+def heir_of(key: str, owners: Owners) -> str:
+    return make_table("ab", 1).owners(slot_of(full(key)))[0][0]
+
+
+@pytest.mark.parametrize("regained", [False, True])
+def test_the_heir_of_an_only_owner_keeps_what_was_stranded_there_and_not_what_was_left(regained: bool) -> None:
+    owners = Owners("abc", 1)
+    key = next(key for key in KEYS if owners.of(key) == ("c",))
+    heir = owners[heir_of(key, owners)]
+    heir.put(key, 10)
+    if regained:
+        heir.agent.regained = {slot_of(full(key))}
+    owners["c"].host.crash(silent=True)
+    owners.learn(make_table("abc", 1, following="ab", epoch=2, forgotten=True, down="c"))
+    owners.until(lambda: heir.completing.finished(owners.table), 2.0)
+    assert heir.version(key) == (None if regained else v(10))
+
+
+def test_an_only_owner_that_answers_though_it_is_to_be_forgotten_is_heard() -> None:
+    owners = Owners("abc", 1)
+    for n, key in enumerate(KEYS):
+        owners.write(key, n)
+    owners.learn(make_table("abc", 1, following="ab", epoch=2, forgotten=True))
+    owners.until(lambda: all(owners[name].completing.finished(owners.table) for name in "ab"), 20.0)
+    assert all(owners[heir_of(key, owners)].version(key) for key in KEYS if owners.of(key) == ("c",))

@@ -54,7 +54,7 @@ ring_states = st.builds(
     epoch=st.integers(0, 2),
     members=placed,
     next=st.none() | placed,
-)
+).flatmap(lambda state: st.sampled_from([state, attrs.evolve(state, forgotten=bool(state.going))]))
 members = st.lists(rows, max_size=4).map(lambda found: {row.name: row for row in found})
 
 
@@ -77,8 +77,8 @@ any_settings = st.builds(
 
 ME = Member("me", "me:7400", boot_id="boot", incarnation=5)
 
-FINGERPRINT = "116c7a887b81805b"
-DIGEST = "02789e9cd34901926bf1d97f03c13d06"
+FINGERPRINT = "58d4907873cd8b57"
+DIGEST = "97bb93fe93d2d2dc59619b144050f2e7"
 
 
 ON_RING = RingState(1, tuple(RingNode(name) for name in ("a", "b", "me")))
@@ -332,6 +332,19 @@ def test_fingerprint_and_digest_are_the_same_in_every_process_and_version() -> N
     assert table.digest.hex() == DIGEST
 
 
+def test_whether_a_member_is_forgotten_is_in_the_fingerprint() -> None:
+    """Owners act on it, so all must have heard of it that answer together."""
+    leaving = RingState(1, (RingNode("a"), RingNode("b")), (RingNode("a"),))
+    states = (leaving, attrs.evolve(leaving, forgotten=True))
+    assert len({MemberTable(SETTINGS, state).fingerprint for state in states}) == 2
+
+
+def test_who_goes_is_on_the_ring_and_not_on_the_next_one() -> None:
+    assert RingState(1, (RingNode("a"), RingNode("b")), (RingNode("a"),)).going == {"b"}
+    assert RingState(1, (RingNode("a"),), (RingNode("a"), RingNode("b"))).going == frozenset()
+    assert RingState(1, (RingNode("a"),)).going == frozenset()
+
+
 # The ring
 
 
@@ -369,7 +382,7 @@ def test_a_table_survives_the_wire(table: MemberTable) -> None:
 
 FULL = MemberTable(
     SETTINGS,
-    RingState(7, (RingNode("a"), RingNode("b", 2.0, "z", "h")), (RingNode("a"),)),
+    RingState(7, (RingNode("a"), RingNode("b", 2.0, "z", "h")), (RingNode("a"),), forgotten=True),
     {"a": Member("a", "a:7400"), "b": Member("b", "b:7400")},
 )
 
@@ -437,6 +450,8 @@ def test_a_table_with_garbage_in_one_place_is_a_protocol_error_or_a_sound_table(
         pytest.param((1, 1), None, id="no ring members"),
         pytest.param((1, 1, 0, 0), "b", id="two nodes of one name on the ring"),
         pytest.param((1, 2), (("a", 1.0, "", ""), ("a", 1.0, "", "")), id="two nodes of one name on the next ring"),
+        pytest.param((1, 3), 1, id="a number that says who is forgotten"),
+        pytest.param((1, 2), None, id="somebody forgotten who does not go"),
         pytest.param((1, 1, 0, 1), math.inf, id="an infinite weight on the ring"),
         pytest.param((1, 1, 0, 1), math.nan, id="a weight on the ring that is no number"),
         pytest.param((1, 1, 0, 1), 10**400, id="a weight that no float holds"),

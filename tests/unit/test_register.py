@@ -124,7 +124,7 @@ class World:
         self.boots[name] += 1
         agent = self.agents[name] = Agent(row(name, self.boots[name]), Terms(3, 8), lambda table: None, Nothing())
         agent.table = self.table
-        agent.register.acceptor.enter(1)
+        agent.register.acceptor.enter(self.table.ring_state)
         agent.register.acceptor.voter = self.boots[name] == 1
         agent.register.adopt = lambda table: self.decided.add(table.ring_state)  # and on with this epoch
 
@@ -333,8 +333,17 @@ def test_a_later_epoch_begins_with_nothing_promised() -> None:
     one.voter = True
     one.prepare(ballot(5))
     one.accept(ballot(5), joining(table_of("a"), "b"), [("a", 1)])
-    one.enter(2)
+    one.enter(RingState(2))
     assert (one.promised, one.accepted, one.voter) == (bytes(12), None, True)
+
+
+def test_the_lives_of_those_that_are_gone_are_not_kept() -> None:
+    """Else the answers to whoever starts again would become too long, one day, to be read."""
+    one, table = Acceptor("a", 1), table_of("ab")
+    one.witness("b", "b-2", 2, 1)
+    one.witness("c", "c-1", 1, 0)
+    one.enter(table.ring_state)
+    assert one.witness("b", "b-2", 2, 1).lives == {"b": 2}
 
 
 @pytest.mark.parametrize(
@@ -365,8 +374,8 @@ def test_every_majority_of_either_ring_is_to_have_a_witness(
 # -- what may follow what ---------------------------------------------------------------------------------------------
 
 
-def state(members: str, coming: str | None = None, epoch: int = 2) -> RingState:
-    return RingState(epoch, ring(members), None if coming is None else ring(coming))
+def state(members: str, coming: str | None = None, epoch: int = 2, *, forgotten: bool = False) -> RingState:
+    return RingState(epoch, ring(members), None if coming is None else ring(coming), forgotten)
 
 
 @pytest.mark.parametrize(
@@ -374,6 +383,14 @@ def state(members: str, coming: str | None = None, epoch: int = 2) -> RingState:
     [
         pytest.param(state("ab", epoch=1), state("ab", "abc"), "c", True, id="one more"),
         pytest.param(state("ab", epoch=1), state("ab", "a"), None, True, id="one less"),
+        pytest.param(state("ab", epoch=1), state("ab", "a", forgotten=True), None, True, id="one forgotten"),
+        pytest.param(
+            state("ab", epoch=1), state("ab", "abc", forgotten=True), "c", False, id="one forgotten who comes"
+        ),
+        pytest.param(state("ab", "a", 1, forgotten=True), state("a"), None, True, id="forgotten"),
+        pytest.param(
+            state("ab", "a", 1, forgotten=True), state("a", forgotten=True), None, False, id="still forgotten"
+        ),
         pytest.param(state("ab", "abc", 1), state("abc"), None, True, id="taken over"),
         pytest.param(state("ab", "abc", 1), state("ab"), None, True, id="given up"),
         pytest.param(state("ab", epoch=1), state("ab", "abc", epoch=3), "c", False, id="an epoch left out"),
