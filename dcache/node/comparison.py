@@ -3,7 +3,8 @@
 From coarse to fine: an **overview** sums up the digests of many slots, **digests** tell the slots that differ, an
 **inventory** lists what a slot holds, **fetch** gets the records.  `start_over` is for owners who know too little.
 
-* Every call is a slice of some 2 to 4 ms at most, and may be repeated: none uses up what it answers.
+* Every call is a slice of some 2 to 4 ms at most, and may be repeated: none uses up what it answers.  Only to list a
+  million keys, with which an index begins, takes some 10 to 20.
 * The keys of a slot are found by walking over all keys once, for all slots wanted, in slices: an **index**.  It holds
   what was there when it was begun: what came later is not listed.  It is good under one ring only, for what was
   acknowledged under the ring before may have come later.
@@ -33,7 +34,8 @@ BLOCK = 128  # slots summed up together in an overview
 INDEX_CHUNK = 4096  # keys looked at per call: some 2 ms
 INDEXES_AT_ONCE = 8
 INDEX_LIFE = 60_000  # ms after which nobody will ask for it again
-INVENTORY_ROOM = 64 * 1024  # bytes: some 2000 records, 2 to 4 ms
+INDEX_IDLE = 5_000  # ms after which it gives way to another
+INVENTORY_ROOM = 32 * 1024  # bytes: some 1000 records, 2 ms
 FETCH_ROOM = 256 * 1024  # bytes
 RECORD_FRAME = 20  # bytes, roughly, of what is told of a record beside its key or value
 
@@ -58,6 +60,14 @@ class Index:
                 found.append(key)
         del self.left[-most:]
 
+    def give_up(self, most: int) -> int:
+        """Let go of some `most` keys; how many were.  Of an index of a million, all at once would take some 20 ms."""
+        let_go = min(most, len(self.left))
+        del self.left[len(self.left) - let_go :]
+        while self.by_slot and let_go < most:
+            let_go += len(self.by_slot.popitem()[1]) + 1
+        return let_go
+
     def keys_of(self, slot: int) -> list[bytes]:
         found = self.by_slot.get(slot)
         if found is None or self.left:
@@ -79,6 +89,7 @@ class Comparison:
     ) -> None:
         self._store, self._fence, self._now, self._latest, self._max_batch = store, fence, now, latest, max_batch
         self._indexes: OrderedDict[int, Index] = OrderedDict()  # oldest first
+        self._given_up: list[Index] = []
         self._ids = itertools.count(1)
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
@@ -118,10 +129,12 @@ class Comparison:
     def index(self, fingerprint: bytes, slots: bytes, cursor: int | None) -> tuple[int, bool]:
         """A slice of finding the keys of these slots: what to go on with, and whether all are found.
 
-        The cursor nil begins; after that `slots` are not looked at.
+        The cursor nil begins, and does no more than that; after it `slots` are not looked at.
         """
         self._fence(fingerprint)
-        cursor = self._begin(fingerprint, self._wanted(slots)) if cursor is None else cursor
+        if cursor is None:
+            cursor = self._begin(fingerprint, self._wanted(slots))
+            return cursor, not self._indexes[cursor].left
         index = self._index(fingerprint, cursor)
         index.build(self._store.slot_of, INDEX_CHUNK)
         return cursor, not index.left
@@ -129,7 +142,8 @@ class Comparison:
     def close_index(self, fingerprint: bytes, cursor: int) -> None:
         """Nobody will ask for it again."""
         self._fence(fingerprint)
-        self._indexes.pop(cursor, None)
+        if cursor in self._indexes:
+            self._given_up.append(self._indexes.pop(cursor))
 
     def inventory(self, fingerprint: bytes, cursor: int, slots: Sequence[int]) -> list[Any]:
         """For the first of these slots, as many as some `INVENTORY_ROOM` bytes hold, `(complete, floor, barrier,
@@ -165,8 +179,10 @@ class Comparison:
 
     def start_over(self, fingerprint: bytes, slots: bytes, floor: bytes) -> tuple[int, Version]:
         """Drop what is held in these slots up to `floor`, take nothing up to there any more, and be complete in those
-        that this node owns.  Answers the ms up to which versions are taken here at present, and the highest version
-        that was ever held, forgotten or promised.
+        that this node owns.  Slots that it is complete in already stay as they are.
+
+        Answers the ms up to which versions are taken here at present, and the highest version that was ever held,
+        forgotten or promised.
 
         The floor must be above all that can have been acknowledged, that is above what is taken at present: else it
         was made too long ago, and this node, having completed and lost its memory again since, may have acknowledged
@@ -177,16 +193,25 @@ class Comparison:
         if stamped != ZERO:
             if version_milliseconds(stamped) < latest:
                 raise Refusal(Code.CLOCK_SKEW, (version_milliseconds(stamped), latest))
-            self._store.start_over(wanted, stamped)
+            known = self._store.complete_bits
+            self._store.expect([slot for slot in wanted if known[slot]], stamped)
+            self._store.start_over([slot for slot in wanted if not known[slot]], stamped)
         return latest, self._store.newest
 
     # -- what they share ----------------------------------------------------------------------------------------------
 
-    def sweep(self) -> None:
-        """Drop the indexes that nobody asked for in a while: they keep keys in memory that may be long gone."""
+    def sweep(self, most: int) -> bool:
+        """Let go of up to some `most` keys of indexes that are not wanted any more, those among them that nobody asked
+        for in a while: they keep keys in memory that may be long gone.  Whether there may be more."""
         now = self._now()
         for cursor in [cursor for cursor, index in self._indexes.items() if now - index.used >= INDEX_LIFE]:
-            del self._indexes[cursor]
+            self._given_up.append(self._indexes.pop(cursor))
+        while self._given_up and most > 0:
+            let_go = self._given_up[-1].give_up(most)
+            if let_go < most:
+                self._given_up.pop()
+            most -= let_go
+        return bool(self._given_up)
 
     def _wanted(self, slots: bytes) -> list[int]:
         """The slots of a bitmap, ascending: slot s is bit `s & 7` of byte `s >> 3`."""
@@ -197,7 +222,10 @@ class Comparison:
 
     def _begin(self, fingerprint: bytes, wanted: Iterable[int]) -> int:
         while len(self._indexes) >= INDEXES_AT_ONCE:
-            self._indexes.popitem(last=False)
+            cursor, idle = min(self._indexes.items(), key=lambda item: item[1].used)
+            if self._now() - idle.used < INDEX_IDLE:  # were it dropped, of many who ask at once none would finish
+                raise Refusal(Code.UNKNOWN_CURSOR)
+            self._given_up.append(self._indexes.pop(cursor))
         by_slot: dict[int, list[bytes]] = {slot: [] for slot in wanted}
         cursor = next(self._ids)
         self._indexes[cursor] = Index(fingerprint, by_slot, self._store.snapshot() if by_slot else [], self._now())

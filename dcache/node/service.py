@@ -159,9 +159,9 @@ class Service:
         return told
 
     def sweep(self, most: int) -> bool:
-        """A slice of forgetting what has expired or was hidden; whether there may be more."""
-        self._comparison.sweep()
-        return self.store.sweep(self._now(), most)
+        """A slice of forgetting what has expired, was hidden or is not wanted any more; whether there may be more."""
+        more = self.store.sweep(self._now(), most)
+        return self._comparison.sweep(most) or more
 
     def also_report(self, statistics: Callable[[], dict[str, Any]]) -> None:
         """Add what somebody else counts to `stats`."""
@@ -387,7 +387,9 @@ class Service:
         """`version`, unless its writer's clock is too far ahead."""
         stamped = version_from_wire(version)
         if version_milliseconds(stamped) > self._wall() + self._skew:
-            self._check_clock(stamped, self.store.known(full, now))
+            # Not only what is held or forgotten: slots that were started over are ahead of all clocks for a while.
+            barrier = self.store.barrier(self.store.slot_of(full))
+            self._check_clock(stamped, max(self.store.known(full, now), barrier))
         return stamped
 
     def _check_clock(self, version: Version, known: Version) -> None:

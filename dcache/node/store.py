@@ -26,6 +26,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from operator import and_
+from typing import NamedTuple
 
 import attrs
 import mmh3
@@ -39,9 +40,8 @@ from dcache.wire import Status
 ENTRY_OVERHEAD = 64
 
 
-@attrs.define(eq=False)
-class Entry:
-    """A record as held: `deadline` is on the store's clock in ms, None for no expiry."""
+class Entry(NamedTuple):
+    """A record as it is held now: `deadline` is on the store's clock in ms, None for no expiry."""
 
     value: bytes
     version: Version
@@ -51,6 +51,13 @@ class Entry:
     def ttl(self, now: int) -> int | None:
         """The remaining life in ms, at least 1."""
         return None if self.deadline is None else max(1, self.deadline - now)
+
+
+_ENTRY = tuple.__new__  # the quickest way to make one of what is kept
+
+Held = tuple[bytes, Version, int, int | None]
+"""An entry as it is kept.  Python's garbage collector soon stops looking at plain tuples of such things; a million
+objects of any class it would go through again and again, for some 0.1 s each time."""
 
 
 @attrs.define
@@ -99,13 +106,13 @@ class Store:
         self._owned = bytearray(slots)
         self._promised: list[Version] = [ZERO] * slots  # the highest ever
         self._void: list[Version] = [ZERO] * slots  # what was promised up to here will not be accepted
-        self._entries: OrderedDict[bytes, Entry] = OrderedDict()  # least recently used first
+        self._entries: OrderedDict[bytes, Held] = OrderedDict()  # least recently used first
         self.arrivals: list[bytes] | None = None  # keys that come to be held, while somebody wants to know
         self._wheel = ExpiryWheel()
         self._hiding = False  # whether one of these two is not empty
         self._cleared: dict[bytes, Version] = {}  # namespace prefixes not yet swept -> cleared up to
         self._started_over: dict[int, Version] = {}  # slots not yet swept -> dropped up to
-        self._unswept: list[bytes] = []
+        self._unswept: list[bytes] | None = []  # None before they are listed
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -187,6 +194,15 @@ class Store:
         self.promises.void(key)
         self._put(key, entry, Entry(value, version, flags, None if ttl is None else now + ttl))
         return Status.STORED, version
+
+    def take_over(self, key: bytes, version: Version, value: bytes, flags: int, ttl: int | None, now: int) -> None:
+        """Hold what others hold.  Where the slot is not complete its floor is no bar: all that raised it meanwhile, for
+        this key or another, was acknowledged without this node."""
+        entry = self._live(key, now)
+        if self.complete_bits[self.slot_of(key)] or (entry is not None and entry.version >= version):
+            self.set(key, version, value, flags, ttl, now)
+        else:
+            self._put(key, entry, Entry(value, version, flags, None if ttl is None else now + ttl))
 
     def delete(self, key: bytes, version: Version, now: int) -> tuple[Status, Version, bool]:
         """Forget `key` up to `version`; the last of the three says whether it was held."""
@@ -319,6 +335,11 @@ class Store:
         self._hide()
         self.complete(slots)
 
+    def expect(self, slots: Iterable[int], version: Version) -> None:
+        """There may be writes above `version` in these slots soon, whatever the clocks say."""
+        for slot in slots:
+            self._promise(slot, version)
+
     def _count_complete(self) -> None:
         self.all_complete = self.complete_bits == self._owned and 1 in self._owned
 
@@ -333,20 +354,28 @@ class Store:
         """Drop up to `most` expired, and look at up to `most` possibly hidden entries.  Whether there may be more."""
         due = self._wheel.due(now, most)
         for key in due:
-            self._expire(key, self._entries[key])
+            self._expire(key, _ENTRY(Entry, self._entries[key]))
+        hidden = self._sweep_hidden(now, most)
+        self.promises.expire(now)
+        return len(due) == most or hidden
+
+    def _sweep_hidden(self, now: int, most: int) -> bool:
+        """Look at up to `most` possibly hidden entries; whether there may be more."""
+        if self._unswept is None:
+            self._unswept = self.snapshot()
         for _ in range(min(most, len(self._unswept))):
             self._live(self._unswept.pop(), now)
         if self._hiding and not self._unswept:
             self._cleared.clear()
             self._started_over.clear()
             self._hiding = False
-        self.promises.expire(now)
-        return len(due) == most or bool(self._unswept)
+        return bool(self._unswept)
 
     def _live(self, key: bytes, now: int) -> Entry | None:
-        entry = self._entries.get(key)
-        if entry is None:
+        held = self._entries.get(key)
+        if held is None:
             return None
+        entry = _ENTRY(Entry, held)
         if entry.deadline is not None and entry.deadline <= now:
             self._expire(key, entry)
             return None
@@ -356,9 +385,10 @@ class Store:
         return entry
 
     def _hide(self) -> None:
-        """Entries have become hidden: all are to be looked at."""
+        """Entries have become hidden: all are to be looked at.  Which these are is listed when sweeping begins, so
+        that no request waits for that too."""
         self._hiding = True
-        self._unswept = self.snapshot()
+        self._unswept = None
 
     def _hidden_up_to(self, key: bytes) -> Version:
         cleared = self._cleared.get(key[: key.index(0) + 1], ZERO)
@@ -429,8 +459,8 @@ class Store:
         if ttl is not None and (entry.deadline is None or now + ttl < entry.deadline):
             if entry.deadline is not None:
                 self._wheel.discard(key, entry.deadline)
-            entry.deadline = now + ttl
-            self._wheel.add(key, entry.deadline)
+            self._entries[key] = *entry[:3], now + ttl
+            self._wheel.add(key, now + ttl)
 
     def _put(self, key: bytes, old: Entry | None, entry: Entry) -> None:
         cost = self._cost(key, entry)
@@ -440,7 +470,7 @@ class Store:
             self.raise_floor(self.slot_of(key), entry.version)
             raise ValueTooLarge(cost, self.memory_limit)
         self._make_room(cost)
-        self._entries[key] = entry
+        self._entries[key] = entry[:]
         if old is None and self.arrivals is not None:
             self.arrivals.append(key)
         self.used += cost
@@ -453,9 +483,9 @@ class Store:
     def _make_room(self, cost: int) -> None:
         most = self.max_entries
         while self.used + cost > self.memory_limit or (most is not None and len(self._entries) >= most):
-            key, entry = next(iter(self._entries.items()))
+            key, held = next(iter(self._entries.items()))
             self.counters.evictions += 1
-            self._forget(key, entry)
+            self._forget(key, _ENTRY(Entry, held))
 
     def _drop(self, key: bytes, entry: Entry) -> None:
         del self._entries[key]

@@ -56,6 +56,7 @@ class Node:
         self.name = name
         self.table: MemberTable | None = None
         self.leftover: set[int] = set()
+        self.regained: set[int] = set()
         self.empty()
 
     def empty(self) -> None:
@@ -133,6 +134,7 @@ async def refill(entries: int) -> None:
     await lost.server.stop(0.1)
     lost.empty()
     await lost.start()
+    gc.freeze()  # as a node does when it starts
     table = nodes[1].table
     assert table is not None
     rows = {**table.members, lost.name: lost.me}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcache.node import comparison
-from dcache.node.comparison import BLOCK, INDEX_CHUNK, INDEX_LIFE, INDEXES_AT_ONCE
+from dcache.node.comparison import BLOCK, INDEX_CHUNK, INDEX_IDLE, INDEX_LIFE, INDEXES_AT_ONCE, Index
 from dcache.node.service import Identity, Refusal, Service, View
 from dcache.node.store import Store
 from dcache.record import ZERO, Version, make_version, version_milliseconds
@@ -177,6 +177,7 @@ def test_an_index_is_built_in_slices(node: Node) -> None:
     cursor, done = node("index", ALL, None)
     assert not done
     assert node.refused("inventory", cursor, (0,))[0] == Code.BAD_REQUEST
+    assert node("index", b"", cursor) == (cursor, False), "to begin was a slice of its own, and one key is left"
     assert node("index", b"", cursor) == (cursor, True)
     assert node("index", b"", cursor) == (cursor, True), "asked for again"
     listed = [part for slot in range(SLOTS) for part in node("inventory", cursor, (slot,))[0][3:]]
@@ -198,11 +199,21 @@ def test_a_slot_that_was_not_indexed_is_refused_rather_than_called_empty(node: N
     assert node.refused("inventory", cursor, (8, 7))[0] == Code.BAD_REQUEST
 
 
-def test_indexes_at_once_are_bounded_and_the_oldest_is_lost(node: Node) -> None:
-    cursors = [node.index(1) for _ in range(INDEXES_AT_ONCE + 1)]
-    assert node.refused("inventory", cursors[0], (1,)) == (Code.UNKNOWN_CURSOR, None)
-    assert node.refused("index", b"", cursors[0]) == (Code.UNKNOWN_CURSOR, None)
-    for cursor in cursors[1:]:
+def test_indexes_at_once_are_bounded_and_what_is_in_use_is_not_lost_to_another(node: Node) -> None:
+    cursors = [node.index(1) for _ in range(INDEXES_AT_ONCE)]
+    assert node.refused("index", bitmap(1), None) == (Code.UNKNOWN_CURSOR, None)
+    for cursor in cursors:
+        assert len(node("inventory", cursor, (1,))) == 1
+
+
+def test_an_index_that_nobody_uses_gives_way(node: Node) -> None:
+    idle, *others = [node.index(1) for _ in range(INDEXES_AT_ONCE)]
+    node.clock.passed += INDEX_IDLE
+    for cursor in others:
+        assert len(node("inventory", cursor, (1,))) == 1
+    node.index(1)
+    assert node.refused("inventory", idle, (1,)) == (Code.UNKNOWN_CURSOR, None)
+    for cursor in others:
         assert len(node("inventory", cursor, (1,))) == 1
 
 
@@ -232,6 +243,28 @@ def test_an_index_that_nobody_asks_for_is_dropped_in_time(node: Node) -> None:
     node.service.sweep(10)
     assert node.refused("inventory", forgotten, (1,))[0] == Code.UNKNOWN_CURSOR
     node("inventory", used, (1,))
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_the_keys_of_an_index_are_let_go_in_slices(node: Node, built: bool) -> None:
+    """Those of a closed one and, in the same slices, of one that was too many."""
+    for n in range(1_000):
+        node.put(key(n, n % SLOTS), 1)
+    cursor = node.index(*range(SLOTS)) if built else node("index", ALL, None)[0]
+    index = node.service._comparison._indexes[cursor]
+    node("close_index", cursor)
+    kept, slices = held_by(index), 1
+    assert kept == 1_000
+    while node.service.sweep(100):
+        assert kept - held_by(index) <= 100 + 1_000 // SLOTS + 1
+        kept, slices = held_by(index), slices + 1
+    assert held_by(index) == 0
+    assert slices >= 9
+    assert node.service._comparison._given_up == []
+
+
+def held_by(index: Index) -> int:
+    return len(index.left) + sum(map(len, index.by_slot.values()))
 
 
 # -- inventories -------------------------------------------------------------------------------------------------------
@@ -396,10 +429,21 @@ def test_a_floor_that_may_be_below_something_acknowledged_is_refused(node: Node)
 
 def test_after_starting_over_a_write_goes_above_the_floor_at_once(node: Node) -> None:
     """Although the floor is ahead of the clock: a version just above what stands in the way is taken."""
+    node.store.doubt()
     node("start_over", ALL, v(FAR))
     refused = node("set", b"ns", b"1:7", v(1), b"x", 0, None)
     assert refused == (True, Status.NEWER, v(FAR))
     above = make_version(version_milliseconds(refused[2]), 1, 5)
+    assert node("set", b"ns", b"1:7", above, b"x", 0, None) == (True, Status.STORED, above)
+
+
+def test_owners_that_know_a_slot_keep_it_when_others_start_over(node: Node) -> None:
+    """But take writes above the floor of the others, although those are ahead of the clock."""
+    node.put(key(1, 7), 5)
+    node("start_over", ALL, v(FAR))
+    assert node.store.peek(key(1, 7), 0) is not None
+    assert node.store.floors[7] == ZERO
+    above = make_version(version_milliseconds(v(FAR)), 1, 5)
     assert node("set", b"ns", b"1:7", above, b"x", 0, None) == (True, Status.STORED, above)
 
 
