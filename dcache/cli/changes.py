@@ -37,15 +37,14 @@ def waiting(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="SECONDS",
         help="How long to wait for it.",
     )
-    wait = click.option("--wait/--no-wait", default=True, help="With --no-wait, end as soon as it has begun.")
-    return patience(wait(command))
+    return patience(click.option("--no-wait", is_flag=True, help="End as soon as it has begun.")(command))
 
 
 @click.command()
 @click.argument("name")
 @waiting
 @click.pass_obj
-def leave(front: Front, name: str, timeout: float, wait: bool) -> None:
+def leave(front: Front, name: str, timeout: float, no_wait: bool) -> None:
     """Have the member NAME leave: it hands over what it owns, then ends."""
     seen = front.survey()
     _check_known(seen, [name])
@@ -53,7 +52,7 @@ def leave(front: Front, name: str, timeout: float, wait: bool) -> None:
         raise NotPossible(f"{name} is the only member; stop it, and the cluster is no more")
     if name not in seen.stats:
         raise NotPossible(f"{name} does not answer; if it is gone for good: dcache forget {name}")
-    after = _Change(front, "leave", [name], name).see_through(timeout, wait)
+    after = _Change(front, "leave", [name], name).see_through(timeout, wait=not no_wait)
     _show(front, "left", "has left", "is leaving", [name], after)
 
 
@@ -61,7 +60,7 @@ def leave(front: Front, name: str, timeout: float, wait: bool) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @waiting
 @click.pass_obj
-def forget(front: Front, names: tuple[str, ...], timeout: float, wait: bool) -> None:
+def forget(front: Front, names: tuple[str, ...], timeout: float, no_wait: bool) -> None:
     """Take dead members off the ring.
 
     They must be down, and a majority of all members must be up.  Should one come back, it joins anew, empty.
@@ -72,7 +71,7 @@ def forget(front: Front, names: tuple[str, ...], timeout: float, wait: bool) -> 
     alive = [name for name in names if name in seen.stats]
     if alive:
         raise NotPossible(f"{', '.join(alive)} is up: use dcache leave, or stop it first")
-    after = _Change(front, "forget", names, list(names)).see_through(timeout, wait)
+    after = _Change(front, "forget", names, list(names)).see_through(timeout, wait=not no_wait)
     _show(front, "forgotten", "is forgotten", "is being forgotten", names, after)
 
 
@@ -99,7 +98,7 @@ class _Change:
         self._said = -RENEW_EVERY
         self._refused: NodeError | None = None
 
-    def see_through(self, timeout: float, wait: bool) -> Survey:
+    def see_through(self, timeout: float, *, wait: bool) -> Survey:
         """Until it is done or, not to `wait`, certain to be."""
         enough = off_the_ring if wait else going
         deadline = time.monotonic() + timeout

@@ -63,7 +63,7 @@ def next_version(ctx: Context, rounds: Sequence[WriteRound]) -> Version | None:
     newer = last.highest_newer()
     if newer is None or last.enough() or last.expired:
         return None
-    again = len(rounds) == 1 or (len(rounds) < ATTEMPTS and (last.met_promise() or not last.overtaken))
+    again = len(rounds) == 1 or (last.met_promise() and len(rounds) < ATTEMPTS)
     return ctx.shared.clock.above(newer) if again else None
 
 

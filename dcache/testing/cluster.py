@@ -146,7 +146,7 @@ class LocalCluster:
         try:
             for node in self.nodes:
                 node.start()
-            wait_for(lambda: all([node.ready() for node in self.nodes]), "the nodes to be ready", self._told)
+            wait_for(self._ready, "the nodes to be ready", self._told)
         except BaseException:
             self.close()
             raise
@@ -260,6 +260,10 @@ class LocalCluster:
         tables = [table_of(node.address) for node in self._awake()]
         found = [table for table in tables if table is not None]
         return found if len(found) == len(tables) else None
+
+    def _ready(self) -> bool:
+        """Whether all have said so; all are looked at, for one that has ended will never be."""
+        return sum(node.ready() for node in self.nodes) == len(self.nodes)
 
     def _agrees(self) -> bool:
         tables = self._tables()

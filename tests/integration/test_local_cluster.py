@@ -197,7 +197,7 @@ def test_settings_of_nodes_in_the_environment_are_not_taken(monkeypatch: pytest.
 def test_a_node_that_cannot_start_is_told_of_with_what_it_said() -> None:
     cluster = LocalCluster(2, memory_limit="nonsense")
     with pytest.raises(
-        NodeFailed, match=r"node 0 ended before it was ready:\n(.|\n)*--memory-limit: 'nonsense' is no size"
+        NodeFailed, match=r"node [01] ended before it was ready:\n(.|\n)*--memory-limit: 'nonsense' is no size"
     ):
         cluster.start()
     assert not any(node.running for node in cluster.nodes)
