@@ -111,8 +111,8 @@ def tests(session: nox.Session) -> None:
     """Every test on one Python; what decides and does no I/O must be covered."""
     install_for_tests(session)
     session.run("coverage", "erase")
-    pytest(session, "-m", "not timing and not integration", program=("coverage", "run"))
-    pytest(session, "-m", "timing or integration")
+    pytest(session, "-m", "not timing and not cluster and not integration", program=("coverage", "run"))
+    pytest(session, "-m", "timing or cluster or integration")
     session.run("coverage", "report", "--skip-covered")
     session.run("coverage", "report", f"--include={SANS_IO}", "--show-missing", "--fail-under=95")
 
@@ -121,7 +121,7 @@ def tests(session: nox.Session) -> None:
 def compat(session: nox.Session) -> None:
     """The unit and contract tests on the other supported Pythons that are installed."""
     install_for_tests(session)
-    pytest(session, "tests/unit", "tests/contract")
+    pytest(session, "-m", "not cluster", "tests/unit", "tests/contract")
 
 
 @nox.session
@@ -153,7 +153,7 @@ def check_artifact(session: nox.Session, artifact: Path, clean: Path) -> None:
 def lowest(session: nox.Session) -> None:
     """The unit tests on the lowest Python with the lowest version of every dependency."""
     install_for_tests(session, *lowest_requirements())
-    pytest(session, "tests/unit")
+    pytest(session, "-m", "not cluster", "tests/unit")
 
 
 @nox.session

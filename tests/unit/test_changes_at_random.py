@@ -45,6 +45,8 @@ from dcache.ring import slot_of
 from dcache.wire import Code
 from tests.unit.agents_kit import Network
 
+pytestmark = pytest.mark.cluster
+
 VALUES = ("a", "b", "c", "d")
 COMPUTED = ("f", "g")
 KEYS = (*VALUES, *COMPUTED)

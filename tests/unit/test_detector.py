@@ -23,6 +23,8 @@ from dcache.ops.effects import Detached, Round, Sleep
 from dcache.wire import Code
 from tests.unit.agents_kit import Host, Network
 
+pytestmark = pytest.mark.cluster
+
 SEEDS = range(5)
 
 

@@ -16,6 +16,8 @@ from dcache.membership import MemberTable, RingState, Settings
 from dcache.node.service import Refusal
 from tests.unit.test_changes_at_random import FOUNDERS, OTHERS, Node, World, make_few_slots
 
+pytestmark = pytest.mark.cluster
+
 EVERYBODY = (*FOUNDERS, *OTHERS)
 
 

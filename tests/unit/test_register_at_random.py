@@ -17,6 +17,8 @@ from dcache.ops.effects import Op, Sleep
 from dcache.record import VersionClock
 from tests.unit.agents_kit import Network
 
+pytestmark = pytest.mark.cluster
+
 NAMES = "abcdef"
 
 
