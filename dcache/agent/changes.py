@@ -38,6 +38,9 @@ log = logging.getLogger("dcache.agent")
 GIVE_UP_AFTER = 5.0
 """Intervals that a newcomer is down until the change is given up."""
 
+SILENT_FOR = 15.0
+"""The same for a newcomer that takes back that it is down, since it reaches others, and yet answers nothing."""
+
 STEP_IN_AFTER = 10.0
 """Intervals without a new state after which the next member by name takes care of the change too."""
 
@@ -77,6 +80,7 @@ class Steward:
         self._epoch = 0
         self._since = now()  # this epoch is known
         self._down_since: float | None = None  # the newcomer is
+        self._heard_at = now()  # the newcomer answered
         self._voteless_since: float | None = None
         self._asked_at = float("-inf")
         self._pause, self._not_before = 1.0, float("-inf")
@@ -111,7 +115,7 @@ class Steward:
         self._looked = now
         state = table.ring_state
         if state.epoch != self._epoch:
-            self._epoch, self._since, self._pause = state.epoch, now, 1.0
+            self._epoch, self._since, self._heard_at, self._pause = state.epoch, now, now, 1.0
         if not (names(state.next or ()) - names(state.members)) & table.down:
             self._down_since = None
         elif self._down_since is None:
@@ -158,9 +162,18 @@ class Steward:
         if self._down_since is not None:
             gone = self._intervals(self._down_since) >= GIVE_UP_AFTER
             return Proposal(RingState(state.epoch + 1, state.members)) if gone else None
+        if (yield from self._is_silent(table)):
+            return Proposal(RingState(state.epoch + 1, state.members))
         if state.next is not None and (yield from all_ready(table)):
             return Proposal(RingState(state.epoch + 1, state.next))
         return None
+
+    def _is_silent(self, table: MemberTable) -> Op[bool]:
+        """Whether the newcomer, if there is one, has not answered for long: nobody may be able to reach it."""
+        coming = names(table.ring_state.next or ()) - names(table.ring_state.members)
+        if not coming or (yield from _readiness(table, coming)):
+            self._heard_at = self._now()
+        return self._intervals(self._heard_at) >= SILENT_FOR
 
     def _to_be_forgotten(self, table: MemberTable) -> Wish | None:
         """The wish that comes before the change under way, if that is not such a wish fulfilled."""

@@ -22,6 +22,8 @@ from dcache.record import VersionClock, make_version
 from dcache.wire import Code
 from tests.unit.agents_kit import Network, Task
 
+pytestmark = pytest.mark.cluster
+
 INTERVAL = 1.0
 TERMS = Terms(replicas=3, vnodes=4)
 
@@ -242,6 +244,16 @@ def test_a_newcomer_that_dies_half_way_is_given_up() -> None:
     cluster.crash("d")
     cluster.until_ring("abc")
     assert cluster["a"].epoch == 3
+
+
+def test_a_newcomer_that_cannot_be_reached_does_not_keep_others_from_changing_the_ring() -> None:
+    """It reaches the members, and takes back that it is down whenever they say so."""
+    cluster = Cluster("abc")
+    node = cluster.start("d")
+    node.agent.me = attrs.evolve(node.agent.me, address="nowhere:7400")
+    cluster.until(lambda: cluster["a"].ring == "abc>abcd")
+    cluster.wish("a", "leave", "c")
+    cluster.until(lambda: cluster["c"].agent.left, 120)
 
 
 def test_a_newcomer_that_dies_half_way_and_returns_at_once_is_let_in() -> None:

@@ -112,6 +112,11 @@ def test_a_wish_is_told_to_one_that_is_up_and_takes_it() -> None:
     assert made == [("b", "leave")]
 
 
+def test_a_wish_is_told_to_one_on_the_ring_rather_than_to_one_that_is_on_its_way() -> None:
+    made, _ = drive(wish(context(table_of("bcd", coming="abcd", down="bd")), "forget", ["d"]), {("c", "forget"): None})
+    assert made == [("c", "forget")]
+
+
 def test_a_wish_that_one_refuses_may_be_taken_by_another_that_knows_more() -> None:
     refused = NodeError(Code.BAD_REQUEST, "bad", "c is not down")
     answers: dict[tuple[str, str], Any] = {("a", "forget"): refused, ("b", "forget"): None}
