@@ -150,7 +150,8 @@ class Completing:
 
     def finished(self, table: MemberTable) -> bool:
         """Whether this node has done all that it has to before the next ring of `table`, if any, takes over."""
-        return self._store.all_complete and not self._to_catch_up(table)
+        complete, owned = self._store.progress()
+        return complete == owned and not self._to_catch_up(table)
 
     def methods(self) -> Mapping[str, Callable[..., Any]]:
         return {"ready": self.ready}

@@ -343,6 +343,8 @@ def test_ready_means_that_all_slots_are_complete() -> None:
     assert node.raw("ready", RING) is False
     node.store.complete([SLOTS - 1])
     assert node.raw("ready", RING) is True
+    node.store.own([])
+    assert node.raw("ready", RING) is True, "there is nothing to wait for"
 
 
 def test_stats_tell_what_is_held_what_was_done_and_what_others_add(node: Node) -> None:
