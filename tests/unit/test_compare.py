@@ -308,6 +308,7 @@ class World:
 SEEDS = range(1500)
 
 
+@pytest.mark.cluster
 def test_no_majority_ever_returns_what_is_older_than_what_was_acknowledged_or_a_fill_that_was_overtaken() -> None:
     settled = 0
     for seed in SEEDS:

@@ -9,6 +9,8 @@ from dcache.ops.compare import settle
 from dcache.ring import SLOTS, slot_of
 from tests.unit.owners_kit import Owners, full, make_table, v
 
+pytestmark = pytest.mark.cluster
+
 KEYS = [f"k{n}" for n in range(3000)]
 
 

@@ -197,6 +197,7 @@ class World:
         return work.round is round_ and self.agents[work.agent.me.name] is work.agent
 
 
+@pytest.mark.cluster
 @settings(max_examples=300)
 @given(st.integers(0, 2**32), st.integers(2, 7))
 def test_one_state_at_most_follows_another(seed: int, size: int) -> None:

@@ -9,6 +9,8 @@ import pytest
 from dcache.ring import slot_of
 from tests.unit.owners_kit import Owners, full, make_table, v
 
+pytestmark = pytest.mark.cluster
+
 KEYS = [f"k{n}" for n in range(3000)]
 
 

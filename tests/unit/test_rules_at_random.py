@@ -36,6 +36,8 @@ from dcache.ops.effects import Call, Detached, Op, Reply, Round, Sleep
 from dcache.record import ZERO, Version, VersionClock
 from dcache.wire import MESSAGES
 
+pytestmark = pytest.mark.cluster
+
 NAMES = ("n1", "n2", "n3")
 SLOTS = 3
 SLOT_OF = {b"a": 0, b"b": 0, b"f": 0, b"g": 1, b"n": 1, b"m": 2}  # m is a counter that has its slot for itself
