@@ -103,6 +103,7 @@ def join() -> None:
             joined = cluster.add(probe_interval=1.0, memory_limit="1GiB")
             taken = time.monotonic() - start
             during = reads.end()
+        client.get("entry0")  # and learn of the new ring
         stats = client.stats()["nodes"]
         moved = stats[cluster.nodes[joined].address]["entries"]
         print(f"  joined in {taken:.1f} s")
