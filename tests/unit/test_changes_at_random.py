@@ -568,17 +568,6 @@ def first_violation(seeds: range) -> tuple[int, str] | None:
 Put = Callable[[Any, str, Any], None]
 
 
-def without_promises(put: Put) -> None:
-    """What is computed is written like anything else, with the version from before."""
-
-    def barrier(store: Store, key: bytes, version: Version, entry: Any, now: int) -> Any:
-        known = store.floor(key) if entry is None else entry.version
-        return store._refuse(known) if version < known else None
-
-    put(Store, "_barrier", barrier)
-    put(Store, "accept", lambda store, key, *rest: store.set(key, *rest))
-
-
 def without_the_fence(put: Put) -> None:
     put(Service, "_fence", lambda service, fingerprint: None)
 
@@ -592,14 +581,13 @@ def without_refutation(put: Put) -> None:
     put(MemberTable, "refuting", lambda table, me: (table, me))
 
 
-# The others are taken out where less happens and it is found sooner: floors, votes, write-backs, complete bits in
-# test_rules_at_random, quorums on one ring only in test_ops_changing, doubts in test_agent, witnesses in
+# The others are taken out where less happens and it is found sooner: floors, votes, write-backs, promises and complete
+# bits in test_rules_at_random, quorums on one ring only in test_ops_changing, doubts in test_agent, witnesses in
 # test_register_at_random, what is settled in test_compare.
 MUTATIONS = [
-    (without_promises, 80),
-    (without_the_fence, 60),
-    (with_any_vote, 60),
-    (without_refutation, 20),
+    (without_the_fence, 300),
+    (with_any_vote, 300),
+    (without_refutation, 100),
 ]
 """Each safeguard, and within how many seeds the harm of its absence is found."""
 
