@@ -114,7 +114,7 @@ def tests(session: nox.Session) -> None:
     pytest(session, "-m", "not timing and not cluster and not integration", program=("coverage", "run"))
     pytest(session, "-m", "timing or cluster or integration")
     session.run("coverage", "report", "--skip-covered")
-    session.run("coverage", "report", f"--include={SANS_IO}", "--show-missing", "--fail-under=90")
+    session.run("coverage", "report", f"--include={SANS_IO}", "--show-missing", "--fail-under=95")
 
 
 @nox.session(python=[version for version in PYTHONS if version != THIS_PYTHON])
