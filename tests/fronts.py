@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs
 import pytest
 
 from dcache import AsyncClient, Client
+from dcache.client import session
+from dcache.drivers.machine import THIS_MACHINE
 
 PATIENCE = 30.0
 """Seconds after which a test stops waiting for what should be there at once."""
@@ -31,6 +34,12 @@ def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -
         assert time.monotonic() < deadline, f"waited {patience:.0f} s for {what}"
         time.sleep(0.005)
     return found
+
+
+def put_clock_off(monkeypatch: pytest.MonkeyPatch, milliseconds: Callable[[], int]) -> None:
+    """Let clients that are made from now on believe that it is so much later than it is."""
+    true = THIS_MACHINE.wall
+    monkeypatch.setattr(session, "THIS_MACHINE", attrs.evolve(THIS_MACHINE, wall=lambda: true() + milliseconds()))
 
 
 def as_coroutine(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import random
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -23,6 +20,7 @@ from dcache.agent.repair import Repair
 from dcache.cli.settings import NodeSettings
 from dcache.drivers.aio import AsyncDriver
 from dcache.drivers.driver import Books, Settings
+from dcache.drivers.machine import Machine
 from dcache.membership import Member, MemberTable
 from dcache.node.service import Service, View
 from dcache.ops.backoff import Backoff
@@ -38,14 +36,6 @@ CONNECT_TIMEOUT = 1.0
 WAITS = 2  # probe intervals that a node which was sent to nobody waits to be called
 
 
-def monotonic_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
-
-
-def wall_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Membership:
     """Runs the agent of one node.
 
@@ -59,29 +49,31 @@ class Membership:
         service: Service,
         push: Callable[[str, tuple[Any, ...]], None],
         ready: Callable[[MemberTable], None],
+        machine: Machine,
     ) -> None:
         self._settings, self._service, self._push, self._ready = settings, service, push, ready
+        self._machine, random, now = machine, machine.random, machine.milliseconds
         self._is_ready = False
         terms = Terms(settings.replicas, settings.vnodes, settings.ring_seed, settings.expect)
         self.agent = Agent(me, terms, self._publish, service.store)
-        self._topology = Topology([me.address, *settings.join], random.random)
-        self._driver = new_driver(self._topology)
+        self._topology = Topology([me.address, *settings.join], random)
+        self._driver = new_driver(self._topology, machine)
         # Knows no cluster, and so talks to nodes of any.
-        self._stranger = new_driver(Topology([me.address], random.random))
+        self._stranger = new_driver(Topology([me.address], random), machine)
         interval = settings.probe_interval
-        self._detector = Detector(self.agent, interval, monotonic_ms, wall_ms, random.random)
-        clock = VersionClock(int.from_bytes(os.urandom(4), "big"), wall_ms)
+        self._detector = Detector(self.agent, interval, now, machine.wall, random)
+        clock = VersionClock(machine.new_writer(), machine.wall)
         self._steward = Steward(
             self.agent,
             clock,
-            time.monotonic,
-            random.random,
+            machine.monotonic,
+            random,
             interval=interval,
             start_over=settings.start_over_after,
         )
         self._pace = pace = Pace(settings.repair_rate)
-        self._completing = Completing(self.agent, service, monotonic_ms, random.random, pace, settings.start_over_after)
-        self._repair = Repair(self.agent, service, monotonic_ms, random.random, pace, settings.repair_interval)
+        self._completing = Completing(self.agent, service, now, random, pace, settings.start_over_after)
+        self._repair = Repair(self.agent, service, now, random, pace, settings.repair_interval)
         self.agent.behind = self._completing.behind
         for part in (self.agent, self._detector, self._completing, self._repair):
             service.methods.update(part.methods())
@@ -94,8 +86,8 @@ class Membership:
         peers = [peer for peer in settings.join if peer != agent.me.address]
         alone = settings.expect == 1 and not peers
         patience = WAITS * settings.probe_interval if alone else 0.0
-        await self._run(form(agent, peers, os.urandom(8).hex(), patience))
-        await self._run(join(agent, random.random, time.monotonic))
+        await self._run(form(agent, peers, self._machine.new_id(), patience))
+        await self._run(join(agent, self._machine.random, self._machine.monotonic))
         await first_of(*self._upkeep())
 
     def _upkeep(self) -> Iterator[Coroutine[Any, Any, None]]:
@@ -104,14 +96,15 @@ class Membership:
         yield self._run(self._detector.detect(), self._detector.timeout)
         yield self._run(self._completing.run())
         yield self._run(self._repair.run())
-        yield self._stranger.run(recall(self.agent, random.random, self._settings.probe_interval), None, PEER_TIMEOUT)
+        recalling = recall(self.agent, self._machine.random, self._settings.probe_interval)
+        yield self._stranger.run(recalling, None, PEER_TIMEOUT)
 
     def _run(self, operation: Op[None], timeout: float = PEER_TIMEOUT) -> Coroutine[Any, Any, None]:
         return self._driver.run(operation, None, timeout)
 
     async def leave(self) -> None:
         """Ask to be let go until it is so; at once if there is nothing to leave."""
-        await self._run(leave(self.agent, random.random))
+        await self._run(leave(self.agent, self._machine.random))
 
     async def close(self) -> None:
         await self._driver.close()
@@ -138,10 +131,10 @@ class Membership:
             self._ready(table)
 
 
-def new_driver(topology: Topology) -> AsyncDriver:
+def new_driver(topology: Topology, machine: Machine) -> AsyncDriver:
     """A driver for talking to other nodes.  It leaves none alone: what runs on it paces itself."""
-    backoff = Backoff(random.random, first=0.0, most=0.0)
-    settings = Settings(time.monotonic, wall_ms, CONNECT_TIMEOUT, skew=None, push=False)
+    backoff = Backoff(machine.random, first=0.0, most=0.0)
+    settings = Settings(machine.monotonic, machine.wall, CONNECT_TIMEOUT, skew=None, push=False)
     return AsyncDriver(Books(topology, backoff, settings), asyncio.get_running_loop())
 
 

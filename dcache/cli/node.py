@@ -12,18 +12,17 @@ import faulthandler
 import gc
 import importlib.util
 import logging
-import os
 import signal
 import sys
-import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from dcache.agent.terms import CannotJoin
 from dcache.cli import logs
-from dcache.cli.member import Membership, first_of, monotonic_ms, wall_ms
+from dcache.cli.member import Membership, first_of
 from dcache.cli.settings import NodeSettings, load
+from dcache.drivers.machine import THIS_MACHINE, Machine
 from dcache.membership import Member, MemberTable, format_address
 from dcache.node.promises import Promises
 from dcache.node.server import Server, ServerLimits
@@ -39,10 +38,18 @@ LEAVE_WITHIN = 60.0  # seconds until a node that cannot leave stops all the same
 
 
 class Node:
-    """A store, its service and server, and the membership that makes them one of a cluster."""
+    """A store, its service and server, and the membership that makes them one of a cluster.
 
-    def __init__(self, settings: NodeSettings) -> None:
-        self.settings = settings
+    `ready(me, table)` is called once, when the node is on the ring.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        machine: Machine = THIS_MACHINE,
+        ready: Callable[[Member, MemberTable], None] = lambda me, table: None,
+    ) -> None:
+        self.settings, self._machine, self._ready = settings, machine, ready
         seed = settings.ring_seed
         self.store = Store(
             settings.memory_limit,
@@ -54,33 +61,37 @@ class Node:
 
     async def start(self) -> None:
         """Listen; `OSError` if that cannot be."""
-        settings, boot_id = self.settings, os.urandom(8).hex()
+        settings, machine = self.settings, self._machine
+        boot_id = machine.new_id()
         service = Service(
             self.store,
             Identity(settings.name, boot_id, package_version()),
-            monotonic_ms,
-            wall_ms,
+            machine.milliseconds,
+            machine.wall,
             limits=Limits(max_value=settings.max_value),
             skew=int(settings.clock_skew * 1000),
         )
         limits = ServerLimits(max_connections=settings.max_connections, idle_timeout=settings.idle_timeout)
-        self.server = Server(service, time.monotonic, limits)
+        self.server = Server(service, machine.monotonic, limits)
         port = await self.server.start(settings.host, settings.port)
         address = settings.advertise or format_address(settings.host, port)
         name = settings.name or address
         service.identity = Identity(name, boot_id, package_version())
-        me = Member(name, address, settings.zone, settings.weight, boot_id, incarnation=wall_ms())
-        self.membership = Membership(settings, me, service, self.server.push, self._tell_ready)
+        me = Member(name, address, settings.zone, settings.weight, boot_id, incarnation=machine.wall())
+        self.membership = Membership(settings, me, service, self.server.push, self._is_ready, machine)
         log.info("%s listens on %s", name, format_address(settings.host, port))
 
     async def stop(self) -> None:
         await self.membership.close()
         await self.server.stop(STOP_WITHIN)
 
-    def _tell_ready(self, table: MemberTable) -> None:
-        me = self.membership.agent.me
-        about = f"cluster {table.settings.cluster_id}, members {len(table.members)}"
-        print(f"dcache-node {me.name} is ready at {me.address} ({about})", flush=True)
+    def _is_ready(self, table: MemberTable) -> None:
+        self._ready(self.membership.agent.me, table)
+
+
+def say_ready(me: Member, table: MemberTable) -> None:
+    about = f"cluster {table.settings.cluster_id}, members {len(table.members)}"
+    print(f"dcache-node {me.name} is ready at {me.address} ({about})", flush=True)
 
 
 def package_version() -> str:
@@ -108,7 +119,7 @@ class Told:
 
 async def serve(settings: NodeSettings) -> int:
     """Run a node until it is told to stop, or has left its cluster; the exit status."""
-    node = Node(settings)
+    node = Node(settings, ready=say_ready)
     try:
         await node.start()
     except OSError as error:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import random
 import re
 import threading
-import time
 from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
@@ -18,6 +15,7 @@ import attrs
 
 from dcache.codec import Codec, Serializer
 from dcache.drivers.driver import Books, Settings
+from dcache.drivers.machine import THIS_MACHINE, Machine
 from dcache.errors import ClientClosed, DcacheError, QuorumError, ValueTooLarge
 from dcache.membership import MemberTable
 from dcache.ops.backoff import Backoff
@@ -33,14 +31,6 @@ SEARCH_PAUSE = 1.0
 """Seconds between two searches for a cluster whose members do not answer, give or take a half."""
 
 _SEEDS = "the seeds"  # a name in the backoff, where nodes have theirs
-
-
-def wall_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def new_writer() -> int:
-    return int.from_bytes(os.urandom(4), "big")
 
 
 @attrs.frozen(kw_only=True)
@@ -80,14 +70,18 @@ FIXED = frozenset({"connect_timeout", "max_connections"})
 class Session:
     """The topology, clocks and books of a client, and the contexts made from them."""
 
-    def __init__(self, nodes: str | Iterable[str], configuration: Configuration) -> None:
+    def __init__(
+        self, nodes: str | Iterable[str], configuration: Configuration, machine: Machine | None = None
+    ) -> None:
         if not 0 < configuration.connect_timeout < math.inf or configuration.max_connections < 1:
             raise ValueError("connect_timeout must be a positive number of seconds and max_connections at least 1")
         seeds = [nodes] if isinstance(nodes, str) else list(nodes)
-        backoff = Backoff(random.random)
-        self.settings = Settings(time.monotonic, wall_ms, configuration.connect_timeout, configuration.max_connections)
-        self.shared = Shared(VersionClock(new_writer(), wall_ms), time.monotonic, random.random, backoff)
-        self.topology = Topology(seeds, random.random)
+        self._machine = machine = machine or THIS_MACHINE
+        monotonic, wall, random = machine.monotonic, machine.wall, machine.random
+        backoff = Backoff(random)
+        self.settings = Settings(monotonic, wall, configuration.connect_timeout, configuration.max_connections)
+        self.shared = Shared(VersionClock(machine.new_writer(), wall), monotonic, random, backoff)
+        self.topology = Topology(seeds, random)
         self.books = Books(self.topology, backoff, self.settings, self.shared.counters)
         self.searching = threading.Lock()  # held by the one that asks for the table
         self.closed = False
@@ -105,7 +99,7 @@ class Session:
 
     def after_fork(self) -> None:
         """Become another writer, who trusts nothing that was under way."""
-        self.shared.clock.reset(new_writer())
+        self.shared.clock.reset(self._machine.new_writer())
         self.shared.backoff.reset()
         self.searching = threading.Lock()
 

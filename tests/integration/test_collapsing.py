@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from dcache import AsyncClient, Client, DcacheError, NoNodesAvailable
-from dcache.client import session
 from dcache.testing import LocalCluster
+from tests.fronts import put_clock_off
 
 Run = Callable[[Awaitable[Any]], Any]
 PATIENCE = 20.0
@@ -398,9 +398,8 @@ def test_a_change_made_by_another_process_during_the_computation_wins(
 def two_clocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, Client]]:
     """A client whose clock is 20 s off and one whose clock is right, at a cluster of their own: a fast clock leaves
     traces in it."""
-    true_wall = session.wall_ms
     with LocalCluster(nodes=1) as cluster, cluster.client(timeout=PATIENCE) as exact:
-        monkeypatch.setattr(session, "wall_ms", lambda: true_wall() + request.param * 1000)
+        put_clock_off(monkeypatch, lambda: request.param * 1000)
         with cluster.client(timeout=PATIENCE) as skewed:
             exact.wait_ready(PATIENCE)
             yield skewed, exact

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from dcache import ClockSkew, ClusterMismatch, DcacheError, NoNodesAvailable, QuorumError
-from dcache.client import session
 from dcache.testing import LocalCluster
 from dcache.testing.cluster import free_port
-from tests.fronts import UNHURRIED, until
+from tests.fronts import UNHURRIED, put_clock_off, until
 
 SLACK = 1.5
 """Seconds that a busy machine may add to a timeout."""
@@ -269,8 +268,7 @@ HOUR = 3_600_000
 def test_a_client_whose_clock_is_an_hour_off_is_told(
     front: Any, cluster: LocalCluster, off: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = session.wall_ms
-    monkeypatch.setattr(session, "wall_ms", lambda: true() + off)
+    put_clock_off(monkeypatch, lambda: off)
     cache = front.client(cluster.addresses, **UNHURRIED)
     for call in (lambda: cache.get("key"), lambda: cache.set("key", 1), lambda: cache.incr("key")):
         with within(1.0), pytest.raises(ClockSkew, match="clock"):
@@ -284,8 +282,7 @@ def test_a_clock_that_jumps_ahead_later_cannot_write_into_the_future(
 ) -> None:
     """Else nobody could overwrite it for an hour.  Reads are still answered."""
     jump = [0]
-    true = session.wall_ms
-    monkeypatch.setattr(session, "wall_ms", lambda: true() + jump[0])
+    put_clock_off(monkeypatch, lambda: jump[0])
     cache = front.client(cluster.addresses, **UNHURRIED)
     cache.set("key", "before")
     jump[0] = HOUR
@@ -300,8 +297,7 @@ def test_a_clock_that_falls_behind_later_loses_no_write(
     front: Any, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jump = [0]
-    true = session.wall_ms
-    monkeypatch.setattr(session, "wall_ms", lambda: true() + jump[0])
+    put_clock_off(monkeypatch, lambda: jump[0])
     front.client(cluster.addresses, **UNHURRIED).set("key", "before")
     cache = front.client(cluster.addresses, **UNHURRIED)
     cache.get("key")
