@@ -73,6 +73,7 @@ class Agent:
         self.me, self.terms = me, terms
         self.table: MemberTable | None = None
         self.candidates: dict[str, Member] = {}  # the others that are waiting for a cluster, as last heard
+        self.unlike: dict[str, int] = {}  # those that wait too and expect so many nodes, not as many as this one
         self.trouble: CannotJoin | None = None
         self.own_addresses = {me.address}  # where this node was found when it asked its peers
         self.called_by: frozenset[str] = frozenset()  # addresses of a cluster that takes this node for a member
@@ -226,16 +227,23 @@ class Agent:
             elif at is not None:
                 self.own_addresses.add(at)
             return
-        if terms != self.terms:
-            self.tell_once(
-                "node %s has other settings (%s, here %s): start all alike", row.name, str(terms), str(self.terms)
-            )
-            return
-        if at is None and self.superseded(row):
-            return
-        self.candidates[row.name] = row
         if at is not None:
             self._found_at[at] = row.name
+        if terms != self.terms:
+            self._note_unlike(row, terms)
+        elif at is not None or not self.superseded(row):
+            self.candidates[row.name] = row
+            self.unlike.pop(row.name, None)
+
+    def _note_unlike(self, row: Member, terms: Terms) -> None:
+        """It is no candidate.  Who expects nobody only waits to be let in once there is a cluster, and may do so."""
+        if attrs.evolve(terms, expect=self.terms.expect) == self.terms:
+            self.unlike[row.name] = terms.expect
+            if 1 in (terms.expect, self.terms.expect):
+                return
+        self.tell_once(
+            "node %s has other settings (%s, here %s): start all alike", row.name, str(terms), str(self.terms)
+        )
 
     def tell_once(self, message: str, *about: str) -> None:
         """Log an error that would come up again and again."""
@@ -250,7 +258,9 @@ class Agent:
 
     def gone(self, at: str) -> None:
         """Nobody answers at this address now."""
-        self.candidates.pop(self._found_at.pop(at, ""), None)
+        name = self._found_at.pop(at, "")
+        self.candidates.pop(name, None)
+        self.unlike.pop(name, None)
 
     def ballot(self) -> Ballot:
         """This node and the candidates, the founder first."""

@@ -17,7 +17,7 @@ meanwhile, back to the old one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 
@@ -27,7 +27,7 @@ from dcache.agent.terms import CannotJoin
 from dcache.agent.wishes import RENEW_EVERY, Wish
 from dcache.errors import ClusterMismatch, NodeError, ProtocolError
 from dcache.membership import MemberTable, RingState, member_to_wire
-from dcache.ops.effects import Call, Detached, FirstOf, Op, Sleep
+from dcache.ops.effects import Call, Detached, FirstOf, Op, Sleep, jittered
 from dcache.ops.quorum import majority
 from dcache.record import VersionClock
 from dcache.ring import RingNode
@@ -49,6 +49,9 @@ FINISH_AFTER = 10.0
 
 MOST_PAUSE = 8.0
 """Intervals, at most, between two attempts that fail."""
+
+TELL_AFTER = 30.0
+"""Intervals after which the log is told what a change waits for."""
 
 LOOK_EVERY = 0.2
 """Seconds between two looks of a node that waits to be let in, or to be let go."""
@@ -83,13 +86,14 @@ class Steward:
         self._heard_at = now()  # the newcomer answered
         self._voteless_since: float | None = None
         self._asked_at = float("-inf")
+        self._told_awaited: tuple[object, ...] = ()  # the epoch, and for whom its change waits
         self._pause, self._not_before = 1.0, float("-inf")
 
     def work(self) -> Op[None]:
         """Until this node has left the cluster; `CannotJoin` if it cannot be of it any more."""
         agent = self._agent
         while not agent.left:
-            yield Sleep(self._interval * (0.8 + 0.4 * self._random()))
+            yield Sleep(jittered(self._interval, self._random))
             if agent.trouble is not None:
                 raise agent.trouble
             if agent.table is not None:
@@ -164,9 +168,18 @@ class Steward:
             return Proposal(RingState(state.epoch + 1, state.members)) if gone else None
         if (yield from self._is_silent(table)):
             return Proposal(RingState(state.epoch + 1, state.members))
-        if state.next is not None and (yield from all_ready(table)):
+        awaited = yield from not_ready(table)
+        if state.next is not None and not awaited:
             return Proposal(RingState(state.epoch + 1, state.next))
+        self._tell_awaited(state, awaited)
         return None
+
+    def _tell_awaited(self, state: RingState, awaited: Mapping[str, str]) -> None:
+        """Say what a change waits for that takes long: nobody else joins or leaves before it is over."""
+        if self._intervals(self._since) >= TELL_AFTER and self._told_awaited != (state.epoch, *awaited):
+            self._told_awaited = (state.epoch, *awaited)
+            reasons = "; ".join(f"{name} {why}" for name, why in awaited.items())
+            log.warning("%s: this takes long, and no other change can begin before: %s", told(state), reasons)
 
     def _is_silent(self, table: MemberTable) -> Op[bool]:
         """Whether the newcomer, if there is one, has not answered for long: nobody may be able to reach it."""
@@ -223,20 +236,25 @@ def told(state: RingState) -> str:
     if state.next is None:
         return now
     came, went = names(state.next) - names(state.members), names(state.members) - names(state.next)
-    changes = [f"{name} is coming" for name in came] + [f"{name} is going" for name in went]
+    changes = [f"{name} is coming" for name in sorted(came)] + [f"{name} is going" for name in sorted(went)]
     return f"{now}; {', '.join(changes)}"
 
 
-def all_ready(table: MemberTable) -> Op[bool]:
-    """Whether all of the next ring that are not down have completed their slots, and who is leaving knows of it.
+def not_ready(table: MemberTable) -> Op[dict[str, str]]:
+    """For whom the next ring has to wait, and why: until all of it that are not down have completed their slots, and
+    who is leaving knows of it.
 
-    Not where too few of the next ring are there to agree on what follows: it could not even forget the others.
+    Also where too few of the next ring are there to agree on what follows: it could not even forget the others.
     """
     coming, there = names(table.ring_state.next or ()), table.ring_state.names - table.down
     if lacks_majority(table):
-        return False
+        return dict.fromkeys(sorted(coming & table.down), "is down, and the next ring would have no majority")
     answers = yield from _readiness(table, there)
-    return len(answers) == len(there) and all(answers[name] is True for name in coming & there)
+    waiting = {name: "does not answer" for name in sorted(there) if name not in answers}
+    for name in sorted(coming & answers.keys()):
+        if answers[name] is not True:
+            waiting[name] = "cannot complete its slots" if answers[name] is None else "has yet to complete its slots"
+    return waiting
 
 
 def stuck(table: MemberTable) -> Op[bool]:
@@ -351,7 +369,7 @@ def recall(agent: Agent, random: Callable[[], float], interval: float) -> Op[Non
     told, and then it ends.
     """
     while True:
-        yield Sleep(interval * (0.8 + 0.4 * random()))
+        yield Sleep(jittered(interval, random))
         table = agent.table
         if table is None or not agent.on_ring:
             continue

@@ -8,16 +8,10 @@ and in one step with declaring the slot complete, since anything may have come i
 * Only the owners on the current ring are heard, also while a next ring is in force beside it: all that was acknowledged
   before is known to them.  Everything is asked under one ring, and nothing is declared under another.
 * What this node holds of a slot is listed anew each time; for that the store notes what comes to be held.
-* Where so many complete owners cannot be had for long, the slots are started over: nothing that may have been
-  acknowledged is left.  Owners that are complete keep what they hold: they know what it is worth, and others who
-  return may vote for it.
-* While a member is forgotten, those that are down are not waited for.  Of all that owners have to know, a newcomer to a
-  slot stands in for the forgotten one alone: it has to know what that one helped to acknowledge, which is over and far
-  below the floor.  An owner that lost its memory has to know what it helped to acknowledge itself: the same.  So it
-  does not take a majority to start over, which is asked for otherwise lest a few that were cut off give up what the
-  others still know.  Where all that are left were heard, waiting for more is in vain.
-* The forgotten one may have been the only owner of a slot.  What its heir holds there by then was written in its
-  absence, by clients in available mode, and is kept, except for leftovers from a time when it owned the slot before.
+* Where so many complete owners cannot be had for long, the slots are started over; see `starting_over`.
+* A member that is forgotten may have been the only owner of a slot.  What its heir holds there by then was written in
+  its absence, by clients in available mode, and is kept, except for leftovers from a time when it owned the slot
+  before.
 """
 
 from __future__ import annotations
@@ -28,15 +22,16 @@ from typing import Any, Protocol
 
 import attrs
 
+from dcache.agent import starting_over
+from dcache.agent.starting_over import Moved, StartingOver, check_same_ring, forgotten
 from dcache.errors import ValueTooLarge
-from dcache.membership import Member, MemberTable
-from dcache.node.service import Refusal, Service
+from dcache.membership import MemberTable
+from dcache.node.service import Service
 from dcache.node.store import Store
 from dcache.ops.compare import Inventory, Settlement, Versions, enough, must_catch_up, settle
-from dcache.ops.effects import Op, Sleep
-from dcache.ops.listing import BATCH, Digests, Heard, Others, Pace, to_bitmap
-from dcache.ops.quorum import majority
-from dcache.record import ZERO, Version, make_version, version_milliseconds
+from dcache.ops.effects import Op, Sleep, jittered
+from dcache.ops.listing import BATCH, Digests, Heard, Others, Pace
+from dcache.record import Version
 
 log = logging.getLogger("dcache.agent")
 
@@ -52,15 +47,13 @@ CHUNK = 128
 SLICE = 2048
 """Keys or slots gone through between two moments at which others may run: some 1 or 2 ms."""
 
-MARGIN = 1_000
-"""Milliseconds that a slot started over begins above all that can have been written."""
+SPARE = 64
+"""Keys of a slot noted before it is worth looking which of them are still held."""
 
 
-class Membership(Protocol):
+class Membership(starting_over.Membership, Protocol):
     """What is to be known of the node's agent."""
 
-    me: Member
-    table: MemberTable | None
     regained: set[int]
 
 
@@ -74,32 +67,37 @@ class Progress:
     started_over: int = 0
 
 
-class Moved(Exception):
-    """The ring changed meanwhile: what was asked under the one before does not count."""
-
-
 class Held:
-    """What the node holds of some slots, while it lasts: an index, and what has come since it was begun."""
+    """What the node holds of some slots, while it lasts: an index, and what has come since it was begun.
+
+    Keys that come and go again are not kept for long, however many: of a slot there are at most twice as many as it
+    holds, and `SPARE` more.
+    """
 
     def __init__(self, store: Store, slots: Iterable[int], now: Callable[[], int]) -> None:
         self._store, self._now = store, now
         self._keys: dict[int, list[bytes]] = {slot: [] for slot in slots}
-        store.arrivals = []
+        self._most: dict[int, int] = {}  # so many keys of a slot before it is tidied
+        store.arrived = self._note
         self._left = store.snapshot() if len(store) else []
+
+    def __len__(self) -> int:
+        """How many keys are kept here."""
+        return len(self._left) + sum(map(len, self._keys.values()))
 
     def build(self) -> Op[None]:
         """Find the keys, in slices."""
+        slot_of, found = self._store.slot_of, self._keys
         while self._left:
-            self._note(self._left[-SLICE:])
+            for key in self._left[-SLICE:]:
+                of_slot = found.get(slot_of(key))
+                if of_slot is not None:
+                    of_slot.append(key)
             del self._left[-SLICE:]
             yield Sleep(0)
 
     def versions(self, slot: int) -> Versions:
         """What is held of `slot` at this moment."""
-        arrivals = self._store.arrivals
-        assert arrivals is not None
-        self._note(arrivals)
-        arrivals.clear()
         now, peek = self._now(), self._store.peek
         return {key: entry.version for key in self._keys[slot] if (entry := peek(key, now)) is not None}
 
@@ -107,14 +105,15 @@ class Held:
         del self._keys[slot]
 
     def close(self) -> None:
-        self._store.arrivals = None
+        self._store.arrived = None
 
-    def _note(self, keys: Iterable[bytes]) -> None:
-        slot_of, found = self._store.slot_of, self._keys
-        for key in keys:
-            of_slot = found.get(slot_of(key))
-            if of_slot is not None:
-                of_slot.append(key)
+    def _note(self, slot: int, key: bytes) -> None:
+        of_slot = self._keys.get(slot)
+        if of_slot is not None:
+            of_slot.append(key)
+            if len(of_slot) > self._most.get(slot, SPARE):
+                kept = self._keys[slot] = list(self.versions(slot))
+                self._most[slot] = 2 * len(kept) + SPARE
 
 
 class Completing:
@@ -130,9 +129,8 @@ class Completing:
         start_over: float = 30.0,
     ) -> None:
         self._agent, self._service, self._store = agent, service, service.store
-        self._now, self._random, self._pace, self._start_over = now, random, pace, start_over
-        self._lacking: dict[int, int] = {}  # slots with too few to ask, and since when
-        self._stuck_under = b""  # the fingerprint under which they could not be started over either
+        self._now, self._random, self._pace = now, random, pace
+        self._starting_over = StartingOver(agent, service, now, start_over)
         self._caught_up: tuple[bytes, set[int]] = b"", set()  # of which ring, and in which slots
         self.progress = Progress()
 
@@ -146,7 +144,7 @@ class Completing:
                 except Moved:
                     log.debug("the ring changed: completing begins again")
                 pause = PAUSE if self.progress.settled != settled else VAIN_PAUSE
-            yield Sleep(pause * (0.8 + 0.4 * self._random()))
+            yield Sleep(jittered(pause, self._random))
 
     def finished(self, table: MemberTable) -> bool:
         """Whether this node has done all that it has to before the next ring of `table`, if any, takes over."""
@@ -162,7 +160,7 @@ class Completing:
         table = self._agent.table
         if self._service.ready(fingerprint) and table is not None and self.finished(table):
             return True
-        return None if self._stuck_under == fingerprint else False
+        return None if self._starting_over.stuck(fingerprint) else False
 
     def behind(self, previous: MemberTable, table: MemberTable) -> bool:
         """Whether the ring of `table` takes over before this node has caught up: then it is to doubt what it holds."""
@@ -178,34 +176,17 @@ class Completing:
         plan = yield from self._plan(table)
         others = Others(table.fingerprint, self._pace)
         digests = yield from others.digests(plan.asked)
-        self._check(table)
+        check_same_ring(self._agent, table)
         groups = yield from self._groups(plan, digests)
         if groups:
             yield from self._settle_all(table, others, groups, plan.owners)
-        overdue = self._overdue(table, plan.owners, digests)
-        if overdue:
-            yield from self._start_slots_over(table, others, overdue, digests)
-        self._stuck_under = table.fingerprint if any(map(self._waited, self._lacking)) else b""
-
-    def _waited(self, slot: int) -> bool:
-        """Whether the slot has lacked owners for so long that it is started over."""
-        now = self._now()
-        return self._lacking.get(slot, now) <= now - round(self._start_over * 1000)
-
-    def _overdue(
-        self, table: MemberTable, owners: Mapping[int, Sequence[str]], digests: Mapping[str, Digests]
-    ) -> dict[int, Sequence[str]]:
-        """The slots to be started over: owners were waited for, or nobody is left to be waited for."""
-        gone = forgotten(table)
-        heard = {self._agent.me.name, *digests, *gone}
-        in_vain = {slot for slot in self._lacking if gone and heard.issuperset(owners[slot])}
-        return {slot: owners[slot] for slot in self._lacking if slot in in_vain or self._waited(slot)}
+        self.progress.started_over += yield from self._starting_over.see_to(table, others, plan.owners, digests)
 
     def _groups(self, plan: _Plan, digests: Mapping[str, Digests]) -> Op[dict[tuple[str, ...], list[int]]]:
         """The slots that can be settled, by the owners to be heard.  Those of which too few owners are complete are
         lacking."""
         groups: dict[tuple[str, ...], list[int]] = {}
-        lacking: dict[int, int] = {}
+        lacking: list[int] = []
         for at, (slot, owners) in enumerate(plan.owners.items()):
             if at % SLICE == SLICE - 1:
                 yield Sleep(0)
@@ -213,8 +194,8 @@ class Completing:
             if len(there) + self._hears_itself(slot, owners) >= enough(len(owners)):
                 groups.setdefault(there, []).append(slot)
             else:
-                lacking[slot] = self._lacking.get(slot, self._now())
-        self._lacking = lacking
+                lacking.append(slot)
+        self._starting_over.lacking(lacking)
         return groups
 
     def _plan(self, table: MemberTable) -> Op[_Plan]:
@@ -234,14 +215,9 @@ class Completing:
             for name in owners:
                 if name != me:
                     plan.asked.setdefault(name, []).append(slot)
-        self._check(table)
+        check_same_ring(self._agent, table)
         self._store.complete(alone)
         return plan
-
-    def _check(self, table: MemberTable) -> None:
-        now = self._agent.table
-        if now is None or now.fingerprint != table.fingerprint:
-            raise Moved
 
     # -- settling -----------------------------------------------------------------------------------------------------
 
@@ -297,7 +273,7 @@ class Completing:
 
     def finish(self, table: MemberTable, slot: int, heard: Mapping[str, Inventory], held: Held, n: int) -> bool:
         """Make the slot what it has to be, and declare it complete, in one step.  Whether enough were heard."""
-        self._check(table)
+        check_same_ring(self._agent, table)
         settlement = self.decide(table, slot, heard, held, n)
         if settlement is None:
             return False
@@ -308,7 +284,7 @@ class Completing:
         self, table: MemberTable, slot: int, heard: Mapping[str, Inventory], held: Held, n: int
     ) -> Settlement | None:
         """What settling the slot takes.  Where nothing is to be fetched, it is done in the same step."""
-        self._check(table)
+        check_same_ring(self._agent, table)
         settlement = self.decide(table, slot, heard, held, n)
         if settlement is not None and not settlement.take:
             self.conclude(table, slot, settlement, held)
@@ -348,69 +324,6 @@ class Completing:
         if self._caught_up[0] != table.fingerprint:
             self._caught_up = table.fingerprint, set()
         self._caught_up[1].add(slot)
-
-    # -- starting over ------------------------------------------------------------------------------------------------
-
-    def _start_slots_over(
-        self,
-        table: MemberTable,
-        others: Others,
-        owners: Mapping[int, Sequence[str]],
-        digests: Mapping[str, Digests],
-    ) -> Op[None]:
-        """Start slots over at all owners that are not complete, if all of the owners answer or, after the wait, a
-        majority."""
-        me = self._agent.me.name
-        asked: dict[str, list[int]] = {}
-        for slot, names in owners.items():
-            if not self._store.complete_bits[slot]:
-                for name in names:
-                    asked.setdefault(name, []).append(slot)
-        heights = yield from others.start_over({name: some for name, some in asked.items() if name != me}, ZERO)
-        self._check(table)
-        heights[me] = self._here(table, (), ZERO)
-        settled = heights.keys() | (table.down if table.ring_state.forgotten else frozenset())
-        answered = {
-            slot
-            for slot, names in owners.items()
-            if not self._store.complete_bits[slot]
-            and (
-                settled.issuperset(names)
-                or (self._waited(slot) and sum(name in settled for name in names) >= majority(len(names)))
-            )
-        }
-        if not answered:
-            return
-        top = max(max(latest, version_milliseconds(newest)) for latest, newest in heights.values())
-        floor = make_version(top + MARGIN, 0, 0)
-        elsewhere = {
-            name: [slot for slot in asked[name] if slot in answered]
-            for name in digests
-            if name in heights and name in asked
-        }
-        self._here(table, answered, floor)
-        for slot in answered:
-            self._lacking.pop(slot, None)
-        self.progress.started_over += len(answered)
-        log.warning(
-            "%d slots are started over: too many owners are gone or lost their memory; old values are misses now",
-            len(answered),
-        )
-        yield from others.start_over(elsewhere, floor)
-
-    def _here(self, table: MemberTable, slots: Iterable[int], floor: Version) -> tuple[int, Version]:
-        try:
-            answer: tuple[int, Version] = self._service.handle(
-                "start_over", (table.fingerprint, to_bitmap(slots), floor)
-            )
-        except Refusal as refusal:
-            raise Moved from refusal
-        return answer
-
-
-def forgotten(table: MemberTable) -> frozenset[str]:
-    """The member that is being forgotten, unless it answers all the same."""
-    return table.ring_state.going & table.down if table.ring_state.forgotten else frozenset()
 
 
 @attrs.frozen(eq=False)

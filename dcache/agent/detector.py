@@ -23,7 +23,7 @@ from dcache.agent.agent import Agent
 from dcache.agent.suspicions import ALONE, MISSES, Suspicions
 from dcache.errors import ClusterMismatch, NodeError, ProtocolError
 from dcache.membership import Health, Member, MemberTable
-from dcache.ops.effects import Call, Detached, Failure, Gather, Link, Op, Reply, Sleep
+from dcache.ops.effects import Call, Detached, Failure, Gather, Link, Op, Reply, Sleep, jittered
 from dcache.wire import Code
 
 log = logging.getLogger("dcache.agent")
@@ -98,7 +98,7 @@ class Detector:
             begun = self._now()
             judged = yield from self.look_around()
             if not judged:  # else tell at once
-                pause = self._interval * (0.8 + 0.4 * self._random()) - (self._now() - begun) / 1000
+                pause = jittered(self._interval, self._random) - (self._now() - begun) / 1000
                 yield Sleep(max(pause, 0.1 * self._interval))
 
     def look_around(self) -> Op[bool]:

@@ -65,8 +65,12 @@ def _tell(agent: Agent, silent: Mapping[str, str]) -> None:
     told = f"waiting for a cluster of {wanted} nodes; here are {len(names)}: {', '.join(names)}"
     if wanted == 1:
         told = "waiting for a member of the cluster to join"
+    others = "".join(
+        f"; {name} waits for {f'a cluster of {expect} nodes' if expect > 1 else 'one to join'}"
+        for name, expect in sorted(agent.unlike.items())
+    )
     reasons = "".join(f"; no answer from {address} ({why})" for address, why in silent.items())
-    log.log(logging.ERROR if len(names) > wanted else logging.INFO, "%s%s", told, reasons)
+    log.log(logging.ERROR if len(names) > wanted else logging.INFO, "%s%s%s", told, others, reasons)
 
 
 def _introduce(agent: Agent, peers: Sequence[str]) -> Op[dict[str, str]]:

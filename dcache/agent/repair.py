@@ -27,7 +27,7 @@ from dcache.membership import Member, MemberTable
 from dcache.node.service import Refusal, Service
 from dcache.node.store import Entry
 from dcache.ops.compare import Inventory, reconcile
-from dcache.ops.effects import Call, Op, Sleep
+from dcache.ops.effects import Call, Op, Sleep, jittered
 from dcache.ops.listing import BATCH, BLOCK, Asking, Heard, Others, Pace, to_bitmap
 from dcache.ops.quorum import majority
 from dcache.ring import SLOTS
@@ -109,7 +109,7 @@ class Repair:
                 self.progress.rounds += 1
 
     def _until_due(self) -> Op[None]:
-        due = self._now() + round(self._interval * 1000 * (0.8 + 0.4 * self._random()))
+        due = self._now() + round(1000 * jittered(self._interval, self._random))
         complete = self._store.all_complete
         while not self.wanted and self._now() < due and not (self._store.all_complete and not complete):
             complete = self._store.all_complete
@@ -156,8 +156,9 @@ class Repair:
             if at % SLICE == SLICE - 1:
                 yield Sleep(0)
             if self._store.complete_bits[slot]:
-                for name in {name for owners in table.owners(slot) for name in owners} - {self._agent.me.name}:
-                    shared.setdefault(name, []).append(slot)
+                for name in dict.fromkeys(name for owners in table.owners(slot) for name in owners):
+                    if name != self._agent.me.name:
+                        shared.setdefault(name, []).append(slot)
         return shared
 
     def _own_overview(self, table: MemberTable, slots: Iterable[int]) -> bytes:

@@ -27,17 +27,19 @@ class NotDone(DcacheError):
     """It took too long; the message says what it was waiting for."""
 
 
-def waiting(command: Callable[..., Any]) -> Callable[..., Any]:
+Command = Callable[..., Any]
+
+
+def with_timeout(what: str) -> Callable[[Command], Command]:
+    """The option of a command that may take long; `what` says of what it is the limit."""
+    seconds = click.FloatRange(min=0, min_open=True)
+    return click.option("--timeout", type=seconds, default=PATIENCE, show_default=True, metavar="SECONDS", help=what)
+
+
+def waiting(command: Command) -> Command:
     """The options of a command that waits for a change of the ring."""
-    patience = click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        default=PATIENCE,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long to wait for it.",
-    )
-    return patience(click.option("--no-wait", is_flag=True, help="End as soon as it has begun.")(command))
+    no_wait = click.option("--no-wait", is_flag=True, help="End as soon as it has begun.")
+    return with_timeout("How long to wait for it.")(no_wait(command))
 
 
 @click.command()

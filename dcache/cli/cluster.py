@@ -51,7 +51,12 @@ def members(front: Front) -> None:
     rows = [_member(row, seen) for _, row in sorted(seen.table.members.items())]
     columns = ("member", "address", "zone", "weight", "health", "on the ring", "slots complete")
     state = seen.table.ring_state
-    about = {"cluster": seen.table.settings.cluster_id, "epoch": state.epoch, "changing": seen.changing}
+    about = {
+        "cluster": seen.table.settings.cluster_id,
+        "epoch": state.epoch,
+        "changing": seen.changing,
+        "waited_for": seen.waited_for,
+    }
     front.show({**about, "members": rows}, table(columns, map(_told, rows)), _change(seen))
 
 
@@ -90,9 +95,12 @@ def _complete(row: Mapping[str, Any]) -> str | Text:
 
 
 def _change(seen: Survey) -> Text:
+    waited_for = ", ".join(seen.waited_for)
     if seen.changing:
-        return Text("The ring is changing.", style="yellow")
-    return Text(f"The ring is not changing; it is number {seen.table.ring_state.epoch}.")
+        waits = f"; until {waited_for} has completed its slots nothing else can change" if waited_for else ""
+        return Text(f"The ring is changing{waits}.", style="yellow")
+    waits = f"; whoever joins or leaves has to wait for {waited_for}" if waited_for else ""
+    return Text(f"The ring is not changing; it is number {seen.table.ring_state.epoch}{waits}.")
 
 
 @click.command()

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dcache.cli.changes import PATIENCE, NotDone, percent
+from dcache.cli.changes import NotDone, percent, with_timeout
 from dcache.cli.output import Front, size, table
 from dcache.ops.survey import Survey, everybody
 from dcache.ops.verify import Difference, Report, mend
@@ -23,14 +23,7 @@ LOOK_EVERY = 0.2
 
 @click.command()
 @click.option("--watch", is_flag=True, help="Show how far they are, until all are complete and have compared once.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=PATIENCE,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to watch.",
-)
+@with_timeout("How long to watch.")
 @click.pass_obj
 def repair(front: Front, watch: bool, timeout: float) -> None:
     """Have every node compare what it holds with the other owners now, and take what it lacks."""
@@ -143,14 +136,7 @@ BETWEEN_LOOKS = 0.5
 
 @click.command()
 @click.option("--repair", "mending", is_flag=True, help="Mend what differs, and ask all nodes to compare.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=PATIENCE,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long it may take.",
-)
+@with_timeout("How long it may take.")
 @click.pass_obj
 def verify(front: Front, mending: bool, timeout: float) -> None:
     """Compare all replicas of all keys; exit with 1 if some differ and were not mended, or a node is incomplete.

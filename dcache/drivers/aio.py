@@ -7,6 +7,7 @@ frames leave whole, its replies are dropped when they come.  Every round has one
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TypeVar, cast
 
 from dcache.drivers.channel import Channel, Waiter
@@ -26,14 +27,14 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, driver: AsyncDriver, node: str) -> None:
         self.driver, self.node = driver, node
-        self.channel = Channel(driver.books.handshake(node), driver.books.topology.offer)
+        self.channel = Channel(driver.books.handshake(node), partial(driver.books.topology.offer, source=node))
         self._loop = driver.loop
         self._transport: asyncio.Transport | None = None
         self._flushing = False
         self._greeted = self._loop.create_future()
         self._making = self._loop.create_task(self._make())
-        driver.making.add(self._making)
-        self._making.add_done_callback(driver.making.discard)
+        driver.making[self._making] = None
+        self._making.add_done_callback(lambda made: driver.making.pop(made, None))
 
     async def _make(self) -> None:
         settings = self.driver.books.settings
@@ -125,7 +126,7 @@ class AsyncDriver:
     def __init__(self, books: Books, loop: asyncio.AbstractEventLoop) -> None:
         self.books, self.loop = books, loop
         self._connections: dict[str, Connection] = {}
-        self.making: set[asyncio.Task[None]] = set()
+        self.making: dict[asyncio.Task[None], None] = {}  # a set with an order
         self._news = TableWaiter(books.topology)
         self.closed = False
 

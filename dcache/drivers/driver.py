@@ -51,6 +51,7 @@ class Books:
         self.topology, self.backoff, self.settings = topology, backoff, settings
         self.hedging = Hedging(counters or Counters())
         topology.on_return = backoff.answered
+        topology.on_leave = backoff.reset  # what is known of the nodes is known of the old cluster's
 
     def handshake(self, node: str) -> Handshake:
         name = node if self.topology.is_member(node) else None
@@ -90,10 +91,9 @@ class Books:
         if isinstance(error, NodeError):
             self.answered(node)
             if error.code == Code.WRONG_RING:
-                self.topology.offer(error.detail)
+                self.topology.offer(error.detail, node)
             return
         if isinstance(error, ForeignCluster) and self.topology.foreign(node, error.cluster_id):
-            self.backoff.reset()  # what is known of the nodes is known of the old cluster's
             return
         now = self.settings.monotonic()
         if not self.backoff.resting(node, now):  # else the calls on one broken connection would count one by one
@@ -254,7 +254,7 @@ class TableWaiter(Waiter):
 
     def replied(self, call: Call, result: Any, link: Link) -> None:
         if result is not None:
-            self._topology.offer(result)
+            self._topology.offer(result, call.node)
 
     def failed(self, call: Call, error: Exception, sent: bool) -> None:
         """No news; there will be another time."""

@@ -67,10 +67,10 @@ class Connection(asyncio.Protocol):
             self.transport.close()
             return
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
-        self._server.connections.add(self)
+        self._server.connections[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.connections.discard(self)
+        self._server.connections.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
         if self._server.stalled():
@@ -196,7 +196,7 @@ class Server:
 
     def __init__(self, service: Service, now: Callable[[], float], limits: ServerLimits = ServerLimits()) -> None:
         self.service, self.now, self.limits = service, now, limits
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}  # a set in the order of their coming
         self.requests = self.refusals = self.rejected = self.stalls = 0
         self.loop: asyncio.AbstractEventLoop
         self._server: asyncio.Server | None = None

@@ -107,7 +107,7 @@ class Store:
         self._promised: list[Version] = [ZERO] * slots  # the highest ever
         self._void: list[Version] = [ZERO] * slots  # what was promised up to here will not be accepted
         self._entries: OrderedDict[bytes, Held] = OrderedDict()  # least recently used first
-        self.arrivals: list[bytes] | None = None  # keys that come to be held, while somebody wants to know
+        self.arrived: Callable[[int, bytes], object] | None = None  # told of slot and key of what comes to be held
         self._wheel = ExpiryWheel()
         self._hiding = False  # whether one of these two is not empty
         self._cleared: dict[bytes, Version] = {}  # namespace prefixes not yet swept -> cleared up to
@@ -144,6 +144,14 @@ class Store:
     def barrier(self, slot: int) -> Version:
         """The highest version that was ever forgotten or promised in the slot."""
         return max(self.floors[slot], self._promised[slot])
+
+    def top(self, key: bytes, now: int) -> Version:
+        """What a write of `key` has to be above, so that nothing of what this node knows is in its way."""
+        return max(self.known(key, now), self.barrier(self.slot_of(key)))
+
+    def promised(self, key: bytes) -> Version:
+        """The highest version that was ever promised in the slot of `key`."""
+        return self._promised[self.slot_of(key)]
 
     def digests_of(self, slots: Iterable[int]) -> list[int]:
         """What sums up the entries of each of these slots: two stores that tell the same hold, and hide, the same.
@@ -471,14 +479,15 @@ class Store:
             raise ValueTooLarge(cost, self.memory_limit)
         self._make_room(cost)
         self._entries[key] = entry[:]
-        if old is None and self.arrivals is not None:
-            self.arrivals.append(key)
         self.used += cost
         self.counters.writes += 1
         self._saw(entry.version)
         if entry.deadline is not None:
             self._wheel.add(key, entry.deadline)
-        self._digests[self.slot_of(key)] ^= _fingerprint(key, entry.version)
+        slot = self.slot_of(key)
+        self._digests[slot] ^= _fingerprint(key, entry.version)
+        if old is None and self.arrived is not None:
+            self.arrived(slot, key)
 
     def _make_room(self, cost: int) -> None:
         most = self.max_entries

@@ -16,7 +16,7 @@ class ExpiryWheel:
     """Keys by the second of their deadline; times are milliseconds on the store's clock."""
 
     def __init__(self) -> None:
-        self._buckets: SortedDict[int, set[bytes]] = SortedDict()
+        self._buckets: SortedDict[int, dict[bytes, None]] = SortedDict()  # dicts are sets with an order
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))
@@ -25,15 +25,15 @@ class ExpiryWheel:
         second = deadline // _BUCKET
         bucket = self._buckets.get(second)
         if bucket is None:
-            bucket = self._buckets[second] = set()
-        bucket.add(key)
+            bucket = self._buckets[second] = {}
+        bucket[key] = None
 
     def discard(self, key: bytes, deadline: int) -> None:
         """Take out what `add` put in with the same deadline."""
         second = deadline // _BUCKET
         bucket = self._buckets.get(second)
         if bucket is not None:
-            bucket.discard(key)
+            bucket.pop(key, None)
             if not bucket:
                 del self._buckets[second]
 
@@ -45,7 +45,7 @@ class ExpiryWheel:
             if (second + 1) * _BUCKET > now:
                 break
             while bucket and len(found) < most:
-                found.append(bucket.pop())
+                found.append(bucket.popitem()[0])
             if not bucket:
                 del self._buckets[second]
         return found

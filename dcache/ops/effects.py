@@ -16,7 +16,7 @@ memory no longer knows what it answered.  So replies carry their link, and all c
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from math import inf
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -172,6 +172,11 @@ class Detached(NamedTuple):
 
 class Sleep(NamedTuple):
     seconds: float
+
+
+def jittered(seconds: float, random: Callable[[], float]) -> float:
+    """0.8 to 1.2 times `seconds`, so that what began at once on many nodes does not go on in step."""
+    return seconds * (0.8 + 0.4 * random())
 
 
 Effect = Round | Detached | Sleep

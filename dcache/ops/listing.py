@@ -179,7 +179,7 @@ class Others:
             yield round_
             for node, answer in round_.answers.items():
                 yield from self._deliver(left[node], answer, deliver)
-            unanswered.extend(key for node in left.keys() - round_.answers.keys() for key in left[node])
+            unanswered.extend(key for node, some in left.items() if node not in round_.answers for key in some)
             left = _rest(left, round_.answers)
         return unanswered
 

@@ -34,9 +34,21 @@ class Survey:
         """Who is on the ring now."""
         return frozenset(place.name for place in self.table.ring_state.members)
 
+    @property
+    def waited_for(self) -> tuple[str, ...]:
+        """Those for whom a change of the ring waits: they stay, or come, and have yet to complete their slots, or do
+        not answer.  Who is down is not waited for."""
+        state = self.table.ring_state
+        staying = {place.name for place in (state.members if state.next is None else state.next)} - self.table.down
+        return tuple(name for name in sorted(staying) if not _complete(self.stats.get(name)))
+
     def enough(self) -> bool:
         """Whether so many members answer that they can agree on another ring."""
         return len(self.members & set(self.stats)) >= majority(len(self.members))
+
+
+def _complete(about: Mapping[str, Any] | None) -> bool:
+    return about is not None and about.get("slots_complete", 0) >= about.get("slots", 0)
 
 
 class _Census(Gather):

@@ -119,8 +119,8 @@ def _count_entries(ctx: Context, report: Report) -> Op[None]:
     report.silent = {failure.node: str(failure.error) or type(failure.error).__name__ for failure in round_.failures}
 
 
-def _owners(ctx: Context, slot: int) -> frozenset[str]:
-    return frozenset(node for owners in ctx.table.owners(slot) for node in owners)
+def _owners(ctx: Context, slot: int) -> Sequence[str]:
+    return tuple(dict.fromkeys(node for owners in ctx.table.owners(slot) for node in owners))
 
 
 def _unequal(ctx: Context, digests: Mapping[str, Digests], report: Report) -> dict[int, list[str]]:
@@ -148,14 +148,14 @@ def _by_node(slots: Mapping[int, Sequence[str]]) -> dict[str, list[int]]:
     return by_node
 
 
-def _differences(heard: Mapping[str, Inventory], owners: frozenset[str]) -> list[Difference]:
+def _differences(heard: Mapping[str, Inventory], owners: Sequence[str]) -> list[Difference]:
     """What differs in one slot, by key."""
     keys: dict[bytes, Any] = dict.fromkeys(key for inventory in heard.values() for key in inventory.versions)
     found = (_difference(key, heard, owners) for key in sorted(keys))
     return [difference for difference in found if difference is not None]
 
 
-def _difference(full: bytes, heard: Mapping[str, Inventory], owners: frozenset[str]) -> Difference | None:
+def _difference(full: bytes, heard: Mapping[str, Inventory], owners: Sequence[str]) -> Difference | None:
     """None if all complete owners hold the same, and nobody else holds anything."""
     held = {node: inventory.versions[full] for node, inventory in heard.items() if full in inventory.versions}
     newest, complete = max(held.values()), [node for node in heard if node in owners and heard[node].complete]

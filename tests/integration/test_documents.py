@@ -30,13 +30,16 @@ import dcache
 import dcache.errors
 from dcache import AsyncClient, Client, packing
 from dcache.agent.agent import Agent, Terms
+from dcache.agent.completing import Completing
 from dcache.agent.detector import Detector
+from dcache.agent.repair import Repair
 from dcache.cli.program import program
 from dcache.cli.settings import NodeSettings, load
 from dcache.client.cached import Cached
 from dcache.membership import Member
 from dcache.node.service import Identity, Service
 from dcache.node.store import Store
+from dcache.ops.listing import Pace
 from dcache.testing import FaultProxy, LocalCluster
 from dcache.wire import MESSAGES, Code, Limits, Status
 
@@ -347,7 +350,10 @@ def methods() -> dict[str, Callable[..., Any]]:
     service = Service(Store(1, lambda key: 0, 1), Identity("n", "b"), lambda: 0, lambda: 0)
     agent = Agent(Member("n", "h:1"), Terms(), lambda table: None, lambda: None)
     detector = Detector(agent, 1.0, lambda: 0, lambda: 0, lambda: 0.0)
-    return {**service.methods, **agent.methods(), **detector.methods()}
+    completing = Completing(agent, service, lambda: 0, lambda: 0.0, Pace(1.0))
+    repair = Repair(agent, service, lambda: 0, lambda: 0.0, Pace(1.0))
+    parts = (agent, detector, completing, repair)
+    return service.methods | {name: method for part in parts for name, method in part.methods().items()}
 
 
 @pytest.mark.parametrize("name", methods())

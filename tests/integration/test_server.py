@@ -483,7 +483,7 @@ def test_a_slow_reader_is_not_read_from_then_dropped(on_loop: OnLoop) -> None:
             assert handled < 64
             node.clock.seconds += 5
             await node.clock.beats()
-            assert node.server.connections == {connection}, "it has until the timeout"
+            assert node.server.connections.keys() == {connection}, "it has until the timeout"
             node.clock.seconds += 1
             await node.served(0)
             assert node.service.store.counters.hits == handled, "nothing more was done for it"
@@ -703,7 +703,7 @@ def test_stop_answers_what_has_arrived_and_closes(on_loop: OnLoop) -> None:
             assert [reply[1] for reply in await peer.rest()] == list(range(3000))
             assert await idle.rest() == []
             await stopping
-            assert node.server.connections == set()
+            assert not node.server.connections
             assert len(node.service.store) == 3000
             with pytest.raises(ConnectionRefusedError):
                 await node.connect(greet=False)

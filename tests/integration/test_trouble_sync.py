@@ -16,7 +16,7 @@ import attrs
 import pytest
 
 from dcache import Client, DeadlineExceeded, NoNodesAvailable, QuorumError
-from dcache.drivers.blocking import Connection
+from dcache.drivers.pool import Connection
 from dcache.membership import MemberTable
 from dcache.ops.effects import Call, FirstOf, Op
 from dcache.testing import LocalCluster

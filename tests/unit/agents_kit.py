@@ -99,6 +99,14 @@ class Process:
     backlog: list[Then] = attrs.field(factory=list)  # what befell it while it was paused
 
 
+class NoSlots:
+    """A store that is not asked what it holds."""
+
+    def own(self, slots: object) -> None: ...
+    def doubt(self) -> None: ...
+    def complete(self, slots: object) -> None: ...
+
+
 class Host:
     """A place with an address where processes run, one at a time.  See the module."""
 

@@ -191,6 +191,23 @@ def test_a_newcomer_is_taken_over_only_once_all_have_completed_their_slots() -> 
     cluster.until_ring("abcd", 5)
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"), [(False, "b has yet to complete its slots"), (None, "b cannot complete its slots")]
+)
+def test_a_change_that_takes_long_says_for_whom_it_waits(
+    answer: bool | None, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody else can join or leave before."""
+    cluster = Cluster("abc")
+    cluster["b"].slots.ready = lambda: answer
+    cluster.start("d")
+    cluster.net.run(25)
+    assert "this takes long" not in caplog.text
+    cluster.net.run(35)
+    assert f"d is coming: this takes long, and no other change can begin before: {told}" in caplog.text
+    assert caplog.text.count("this takes long") == 3  # each of the three that look after it, once
+
+
 def test_a_member_that_is_down_is_not_waited_for() -> None:
     cluster = Cluster("abc")
     cluster.crash("c")

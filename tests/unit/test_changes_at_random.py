@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,7 +46,7 @@ from dcache.ops.listing import Pace
 from dcache.record import ZERO, Version, VersionClock
 from dcache.ring import slot_of
 from dcache.wire import Code
-from tests.unit.agents_kit import Network
+from tests.unit.agents_kit import Host, Network
 
 pytestmark = pytest.mark.cluster
 
@@ -610,6 +613,43 @@ def test_runs_are_worth_something() -> None:
             tally[what] = tally.get(what, 0) + number
     for what in ("hit", "set", "delete", "fill", "join", "left", "crash", "bounce", "pause", "evict", "cut"):
         assert tally.get(what, 0) > 3, f"{what}: {tally}"
+
+
+def story(seed: int) -> list[str]:
+    """All that happens in a run, every message among it."""
+    world = World(seed, trace=True)
+    travel = world.net.travel
+
+    def noting(here: Host, there: Host, *rest: Any) -> None:
+        world.note(f"{here.name} to {there.name}")
+        travel(here, there, *rest)
+
+    world.net.travel = noting  # type: ignore[method-assign, assignment]
+    world.run()
+    assert world.trace is not None
+    return world.trace
+
+
+TELL = """
+from tests.unit import test_changes_at_random as runs
+runs.make_few_slots(setattr)
+for seed in range(4):
+    print(*runs.story(seed), sep="\\n")
+"""
+
+
+def test_a_seed_tells_the_same_story_whatever_strings_hash_to() -> None:
+    """Nothing is said or chosen in the order of a set, which is another in every process."""
+    stories = []
+    for hash_seed in "012":
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run([sys.executable, "-c", TELL], capture_output=True, text=True, env=environment, check=True)
+        stories.append(done.stdout.splitlines())
+    assert len(stories[0]) > 10_000
+    for other in stories[1:]:
+        differing = next((pair for pair in zip(stories[0], other, strict=False) if pair[0] != pair[1]), None)
+        assert differing is None
+        assert len(other) == len(stories[0])
 
 
 @pytest.mark.parametrize("first", range(0, 100, 20))

@@ -90,6 +90,14 @@ def test_a_table_of_another_cluster_and_garbage_do_not_count() -> None:
     assert seen.table == mine
 
 
+def test_a_survey_tells_for_whom_a_change_waits() -> None:
+    full, lacking = {"slots": 9, "slots_complete": 9}, {"slots": 9, "slots_complete": 8}
+    seen = Survey(table_of("abc", "abcd", down="c"), {"a": full, "b": lacking})
+    assert seen.waited_for == ("b", "d")
+    assert Survey(table_of("abc", "ab"), {"a": full, "b": full}).waited_for == ()
+    assert Survey(table_of("ab"), {"a": full, "b": lacking}).waited_for == ("b",)
+
+
 def test_a_survey_of_nobody_says_so() -> None:
     with pytest.raises(NoNodesAvailable):
         drive(survey(context(table_of("ab"))), {})

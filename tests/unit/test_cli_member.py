@@ -10,19 +10,20 @@ from dcache.cli.member import first_of
 from tests.conftest import Run
 
 
+async def for_ever(ended: list[str]) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.append("for_ever")
+
+
 def test_when_one_ends_the_others_are_ended(run: Run) -> None:
     ended: list[str] = []
-
-    async def for_ever() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append("for_ever")
 
     async def soon() -> None:
         await asyncio.sleep(0)
 
-    run(first_of(for_ever(), soon()))
+    run(first_of(for_ever(ended), soon()))
     assert ended == ["for_ever"]
 
 
@@ -31,24 +32,15 @@ def test_the_first_that_fails_ends_all_and_is_heard_of(run: Run) -> None:
         await asyncio.sleep(0)
         raise ZeroDivisionError
 
-    async def for_ever() -> None:
-        await asyncio.Event().wait()
-
     with pytest.raises(ZeroDivisionError):
-        run(first_of(for_ever(), fails(), for_ever()))
+        run(first_of(for_ever([]), fails(), for_ever([])))
 
 
 def test_who_is_cancelled_cancels_all(run: Run) -> None:
     ended: list[str] = []
 
-    async def for_ever() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append("for_ever")
-
     async def main() -> None:
-        task = asyncio.ensure_future(first_of(for_ever(), for_ever()))
+        task = asyncio.ensure_future(first_of(for_ever(ended), for_ever(ended)))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         task.cancel()

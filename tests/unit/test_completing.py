@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dcache.agent import completing
+from dcache.node.store import Store
 from dcache.ops.compare import settle
 from dcache.ring import SLOTS, slot_of
-from tests.unit.owners_kit import Owners, full, make_table, v
+from tests.unit.owners_kit import MEMORY, Owners, full, make_table, v
 
 pytestmark = pytest.mark.cluster
 
@@ -167,6 +168,16 @@ def test_writes_meanwhile_are_kept() -> None:
     assert {owners["a"].version(KEYS[n]) for n in range(200)} == {v(10_000 + n) for n in range(200)}
 
 
+def test_keys_that_come_and_go_while_a_round_lasts_are_not_all_kept_in_mind() -> None:
+    """A full node that is written to may take a million keys in one round, and forget them again."""
+    store = Store(MEMORY, lambda key: key[-1] % 4, 4, max_entries=100)
+    held = completing.Held(store, range(4), lambda: 0)
+    for n in range(10_000):
+        store.set(full(f"k{n}"), v(n), b"x", 0, None, 0)
+        assert len(held) <= 2 * 100 + 4 * (completing.SPARE + 2)
+    assert {key for slot in range(4) for key in held.versions(slot)} == set(store.keys())
+
+
 def test_nothing_is_declared_under_another_ring_than_it_was_asked_under() -> None:
     owners = filled()
     owners["a"].restart()
@@ -214,6 +225,20 @@ def test_a_majority_of_the_owners_is_needed_to_start_over() -> None:
     owners["a"].restart()
     owners.net.run(20)
     assert owners["a"].store.progress()[0] == 0
+
+
+def test_a_node_that_cannot_complete_says_who_is_missing_and_what_waits_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    owners = Owners(start_over=2.0)
+    for name in "bc":
+        owners[name].host.crash(silent=True)
+    owners["a"].restart()
+    owners.net.run(20)
+    assert "slots cannot be completed" in caplog.text
+    assert "no answer from b, c" in caplog.text
+    assert "nobody can join or leave" in caplog.text
+    assert caplog.text.count("slots cannot be completed") == 1
 
 
 def test_an_owner_that_is_complete_keeps_what_it_holds_when_another_starts_over() -> None:

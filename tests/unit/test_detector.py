@@ -21,7 +21,7 @@ from dcache.membership import INCARNATION_CEILING, Health, Member, MemberTable, 
 from dcache.node.service import Refusal
 from dcache.ops.effects import Detached, Round, Sleep
 from dcache.wire import Code
-from tests.unit.agents_kit import Host, Network
+from tests.unit.agents_kit import Host, Network, NoSlots
 
 pytestmark = pytest.mark.cluster
 
@@ -37,16 +37,6 @@ def first_table(names: Sequence[str], cluster_id: str = "cluster-1") -> MemberTa
     return MemberTable(Settings(cluster_id), RingState(1, tuple(member.placed() for member in rows.values())), rows)
 
 
-class NoHoldings:
-    """What slots a member has is of no interest here."""
-
-    def own(self, slots: Sequence[int]) -> None: ...
-
-    def doubt(self) -> None: ...
-
-    def complete(self, slots: Sequence[int]) -> None: ...
-
-
 @pytest.fixture(autouse=True, scope="module")
 def no_slots() -> Iterator[None]:
     """To work out what slots a member has takes longer than all else that is done here."""
@@ -60,7 +50,7 @@ class Node:
 
     def __init__(self, cluster: Cluster, host: Host, me: Member, table: MemberTable) -> None:
         self.cluster, self.host, self.name = cluster, host, me.name
-        self.agent = Agent(me, Terms(), self._publish, NoHoldings())
+        self.agent = Agent(me, Terms(), self._publish, NoSlots())
         self.agent.adopt(table)
         self.detector = Detector(self.agent, cluster.interval, host.now, host.wall, cluster.net.random.random)
         host.table = lambda: self.agent.table
@@ -454,7 +444,7 @@ def test_probes_are_made_also_to_nodes_that_are_left_alone() -> None:
 
 
 def test_nothing_is_done_without_a_table() -> None:
-    agent = Agent(row("a"), Terms(), lambda _: None, NoHoldings())
+    agent = Agent(row("a"), Terms(), lambda _: None, NoSlots())
     detector = Detector(agent, 1.0, lambda: 0, lambda: 0, lambda: 0.5)
     assert list(detector.look_around()) == []
     assert detector.vouch(["b"]) == [None]

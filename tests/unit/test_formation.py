@@ -23,6 +23,7 @@ from dcache.membership import Member, MemberTable
 from dcache.node.refusal import Refusal
 from dcache.ops.effects import Call, Op, Round, Sleep
 from dcache.wire import Decoder, encode_request
+from tests.unit.agents_kit import NoSlots
 
 TIMEOUT = 1.0
 
@@ -46,14 +47,6 @@ def no_slots() -> Generator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MemberTable, "slots_of", lambda table, name: [])
         yield
-
-
-class NoSlots:
-    """A store that is not asked."""
-
-    def own(self, slots: object) -> None: ...
-    def doubt(self) -> None: ...
-    def complete(self, slots: object) -> None: ...
 
 
 def agent_of(me: Member, terms: Terms) -> Agent:
@@ -435,6 +428,37 @@ def test_when_all_start_anew_they_are_another_cluster() -> None:
     net.run(1)
     assert_one_cluster(net, 3)
     assert not net.clusters() & before
+
+
+def test_a_later_node_takes_no_part_in_founding_and_finds_the_cluster_when_all_are_started_anew(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    """It was started with --join alone, the others with --expect too: so their command lines are, for good."""
+    net = started("bcd")
+    net.run(1)
+    before = net.clusters()
+    net.boot("a", Terms(), addresses("b"))
+    for name in "bcd":
+        net.boot(name, Terms(expect=3), addresses("bcd"))
+    net.run(2)
+    (after,) = net.clusters()
+    assert {after} != before
+    assert [table.settings.cluster_id for table in net.tables() if table is not None] == [after] * 4
+    assert not [record for record in logged.records if record.levelno >= logging.ERROR]
+
+
+def test_where_a_founder_is_gone_for_good_those_that_wait_for_it_say_so(logged: pytest.LogCaptureFixture) -> None:
+    """A later node in its place does not count, and nobody can know that it is meant to."""
+    net = Network()
+    for name in "ab":
+        net.boot(name, Terms(expect=3), addresses("abc"))
+    net.boot("d", Terms(), addresses("a"))
+    net.run(25)
+    assert not net.clusters()
+    told = "waiting for a cluster of 3 nodes; here are 2: a, b; d waits for one to join; no answer from at-c:1"
+    assert sum(told in record.message for record in logged.records) >= 2
+    joining = "waiting for a member of the cluster to join; a waits for a cluster of 3 nodes"
+    assert sum(joining in record.message for record in logged.records) >= 2
 
 
 def test_a_node_that_finds_a_cluster_without_a_place_for_it_is_its_guest() -> None:

@@ -40,6 +40,7 @@ from dcache.ops.effects import Call, Detached, Op, Round
 from dcache.record import Version, VersionClock, make_version
 from dcache.ring import RingNode
 from dcache.wire import Code, Decoder, encode_reply
+from tests.unit.agents_kit import NoSlots
 
 NAMES = "abcdefg"
 
@@ -73,16 +74,8 @@ def over_the_wire(data: Any) -> Any:
     return message[3]
 
 
-class Nothing:
-    """A store that holds nothing."""
-
-    def own(self, slots: object) -> None: ...
-    def doubt(self) -> None: ...
-    def complete(self, slots: object) -> None: ...
-
-
 def member(name: str, table: MemberTable, boot: int = 1) -> Agent:
-    agent = Agent(row(name, boot), Terms(3, 8), lambda table: None, Nothing())
+    agent = Agent(row(name, boot), Terms(3, 8), lambda table: None, NoSlots())
     agent.adopt(table)
     return agent
 
@@ -122,7 +115,7 @@ class World:
     def boot(self, name: str) -> None:
         """The process of a member begins, or begins anew; whatever its former life was doing is not gone on with."""
         self.boots[name] += 1
-        agent = self.agents[name] = Agent(row(name, self.boots[name]), Terms(3, 8), lambda table: None, Nothing())
+        agent = self.agents[name] = Agent(row(name, self.boots[name]), Terms(3, 8), lambda table: None, NoSlots())
         agent.table = self.table
         agent.register.acceptor.enter(self.table.ring_state)
         agent.register.acceptor.voter = self.boots[name] == 1

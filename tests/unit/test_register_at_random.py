@@ -15,7 +15,7 @@ from dcache.agent.register import Proposal, propose, regain_vote
 from dcache.membership import Member, MemberTable, RingState, Settings
 from dcache.ops.effects import Op, Sleep
 from dcache.record import VersionClock
-from tests.unit.agents_kit import Network
+from tests.unit.agents_kit import Network, NoSlots
 
 pytestmark = pytest.mark.cluster
 
@@ -28,12 +28,6 @@ def no_slots() -> Generator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MemberTable, "slots_of", lambda table, name: [])
         yield
-
-
-class NoSlots:
-    def own(self, slots: object) -> None: ...
-    def doubt(self) -> None: ...
-    def complete(self, slots: object) -> None: ...
 
 
 class World:
