@@ -117,16 +117,15 @@ class Told:
         self.leave.set()
 
 
-async def serve(settings: NodeSettings) -> int:
+async def serve(node: Node) -> int:
     """Run a node until it is told to stop, or has left its cluster; the exit status."""
-    node = Node(settings, ready=say_ready)
+    settings = node.settings
     try:
         await node.start()
     except OSError as error:
         log.error("cannot listen on %s: %s", format_address(settings.host, settings.port), error)
         return 1
     told = Told(settings.leave)
-    gc.freeze()  # what is there now stays; collections need not look at it
     living = asyncio.ensure_future(node.membership.live())
     stopped = asyncio.ensure_future(_until_stopped(node.membership, told))
     await asyncio.wait((living, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -179,7 +178,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.configure(settings.log_level, settings.log_format)
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)
-    sys.exit(run(serve(settings)))
+    node = Node(settings, ready=say_ready)
+    gc.freeze()  # what is there now stays; collections need not look at it
+    sys.exit(run(serve(node)))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class Topology:
         self._due = 0.0
         self.on_return: Callable[[str], None] = lambda name: None
         """Called with the name of every member that is said to be there again, or elsewhere."""
+        self.on_leave: Callable[[], None] = lambda: None
+        """Called when this client has left its cluster."""
 
     def install(self, table: MemberTable) -> None:
         """Take in a table; one of another cluster is `ClusterMismatch`."""
@@ -48,14 +50,19 @@ class Topology:
             for name in returned(before, self.table):
                 self.on_return(name)
 
-    def offer(self, data: Any) -> None:
-        """Take in what a node sent as its table; what makes no sense, or is another cluster's, changes nothing."""
+    def offer(self, data: Any, source: str) -> None:
+        """Take in what the node `source` sent as its table; one that makes no sense changes nothing, and another
+        cluster's says which the node is of: it may have joined that after it said hello."""
         try:
             table = MemberTable.from_wire(data)
-            if self.table is not None:
-                self.install(table)
-        except (ProtocolError, ClusterMismatch):
+        except ProtocolError:
             return
+        if self.table is None:
+            return
+        try:
+            self.install(table)
+        except ClusterMismatch:
+            self.foreign(source, table.settings.cluster_id)
 
     def address(self, node: str) -> tuple[str, int]:
         """Where a member is, by its name; a seed is its own address."""
@@ -79,16 +86,20 @@ class Topology:
         return sorted(addresses, key=lambda _: self._random())
 
     def foreign(self, node: str, cluster_id: str) -> bool:
-        """`node` said that it is of another cluster; whether that makes this client leave its own."""
+        """`node`, a name or an address, said that it is of another cluster; whether that makes this client leave its
+        own."""
         table = self.table
-        if table is None or node not in table.members:
+        if table is None:
             return False
-        self._foreign[node] = cluster_id
+        for name, row in table.members.items():
+            if node in (name, row.address):
+                self._foreign[name] = cluster_id
         agreeing = sum(self._foreign.get(place.name) == cluster_id for place in table.ring_state.members)
         if agreeing < majority(len(table.ring_state.members)):
             return False
         self.table = None
         self._foreign = {}
+        self.on_leave()
         return True
 
     def due(self, now: float) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from tests.chaos.checker import Call, Op, Outcome, Violation
+from dcache.testing.history import Call, Op, Outcome, Violation
 
 
 @attrs.frozen

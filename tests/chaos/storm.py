@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import attrs
 
 from dcache import Client
+from dcache.testing.checker import check
 from dcache.testing.cluster import wait_for
+from dcache.testing.history import Violation
 from tests.chaos import report
-from tests.chaos.checker import Violation, check
 from tests.chaos.ground import disagreement, held
 from tests.chaos.report import Coverage
 from tests.chaos.trouble import Ground, Nemesis, Step, plan
-from tests.chaos.workload import TIMEOUT, Crew, History, Size, run_all
+from tests.chaos.workload import TIMEOUT, Crew, Size, new_history, run_all
 
 QUIET = 60.0
 """Seconds after the last trouble within which every call must succeed and all replicas must agree."""
@@ -67,7 +68,7 @@ def storm(
 
     Everything about the run is in `directory` afterwards, also when it fails.
     """
-    history, zero = History(), time.monotonic_ns()
+    history, zero = new_history(), time.monotonic_ns()
     planned = plan(seed, kinds, steps)
     nemesis = Nemesis(ground)
     try:
@@ -96,7 +97,7 @@ def storm(
 def all_answered(crew: Crew, client: Client) -> bool:
     """Whether every key can be read."""
     crew.check()
-    answers = run_all(client, crew.actor("afterwards").look())
+    answers = run_all(client, crew.actor("afterwards").look(), crew.history)
     return all(answer.error is None for answer in answers)
 
 

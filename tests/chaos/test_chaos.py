@@ -13,11 +13,12 @@ import pytest
 
 from dcache.ops.cluster import Holding
 from dcache.record import make_version
-from tests.chaos.checker import check
+from dcache.testing.checker import check
+from dcache.testing.workload import Keys
 from tests.chaos.ground import ProxiedCluster, disagreement
 from tests.chaos.storm import judge, storm
 from tests.chaos.trouble import KINDS
-from tests.chaos.workload import TIMEOUT, Crew, History, Keys, named
+from tests.chaos.workload import TIMEOUT, Crew, named, new_history
 from tests.fronts import until
 
 pytestmark = pytest.mark.integration
@@ -35,7 +36,7 @@ def test_no_client_sees_the_promise_broken(seed: int, kinds: tuple[str, ...], tm
 
 def test_clients_that_ask_too_few_owners_are_found_out() -> None:
     """So what the run above would find is found: here reads are answered by one owner, and one misses writes."""
-    history, few = History(), Keys(named("plain", 16), named("loaded", 4), named("counter", 2))
+    history, few = new_history(), Keys(named("plain", 16), named("loaded", 4), named("counter", 2))
     one = {"read_quorum": "one", "timeout": TIMEOUT}
 
     def found() -> bool:

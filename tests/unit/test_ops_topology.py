@@ -95,20 +95,20 @@ def test_installing_a_table_ends_the_search_for_the_cluster() -> None:
 
 def test_an_offered_table_is_merged() -> None:
     known = settled()
-    known.offer(GROWN.to_wire())
+    known.offer(GROWN.to_wire(), "a")
     assert known.table == GROWN
 
 
 @pytest.mark.parametrize("offered", [None, b"", (1, 2), FOREIGN.to_wire()])
 def test_an_offer_that_makes_no_sense_or_is_another_clusters_changes_nothing(offered: object) -> None:
     known = settled()
-    known.offer(offered)
+    known.offer(offered, "a")
     assert known.table == TABLE
 
 
 def test_nobody_is_believed_unasked_before_the_first_table() -> None:
     fresh = topology()
-    fresh.offer(TABLE.to_wire())
+    fresh.offer(TABLE.to_wire(), "a")
     assert fresh.table is None
 
 
@@ -121,7 +121,7 @@ def test_a_request_under_an_old_ring_brings_the_new_table() -> None:
     (failure,) = hand.round.failures
     assert isinstance(failure.error, NodeError)
     assert failure.error.code == Code.WRONG_RING
-    known.offer(failure.error.detail)
+    known.offer(failure.error.detail, "a")
     assert known.table == GROWN
 
 
@@ -199,6 +199,28 @@ def test_what_is_said_before_the_first_table_is_not_kept() -> None:
     fresh.install(TABLE)
     fresh.foreign("b", "another")
     assert fresh.table == TABLE
+
+
+OTHERS = attrs.evolve(TABLE, settings=attrs.evolve(TABLE.settings, cluster_id="another"))
+
+
+def test_tables_of_another_cluster_count_as_the_word_of_the_nodes_that_sent_them() -> None:
+    """They may have formed it after they said hello: then nothing else tells."""
+    known, left = settled(), []
+    known.on_leave = lambda: left.append(True)
+    known.offer(OTHERS.to_wire(), "a")
+    known.offer(OTHERS.to_wire(), "a")
+    assert known.table == TABLE
+    known.offer(OTHERS.to_wire(), "b")
+    assert known.table is None
+    assert left == [True]
+
+
+def test_a_member_may_be_meant_by_its_address() -> None:
+    known = settled()
+    for name in ("a", "b"):
+        known.foreign(TABLE.members[name].address, "another")
+    assert known.table is None
 
 
 def test_news_are_asked_for_once_per_period_and_not_at_the_very_start() -> None:
