@@ -1,0 +1,123 @@
+"""Many runs, on all processors: seeds in, what came of each out.
+
+A run that breaks down, does not end, or takes its process with it, is one that failed, and the others go on.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import multiprocessing
+import signal
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from types import FrameType
+
+import attrs
+
+from dcache.testing.sim.run import Report, run
+
+Seed = tuple[str, int]
+"""A profile and a seed."""
+
+REAL_LIMIT = 300
+"""Real seconds after which a run is broken off: it goes round and round while no virtual time passes."""
+
+AHEAD = 2  # runs given out per process
+
+
+class Stuck(KeyboardInterrupt):
+    """A run takes too long.  Nothing that a simulated program catches."""
+
+
+@attrs.frozen
+class Result:
+    """What came of a seed, and how many real seconds it `took`."""
+
+    report: Report
+    took: float
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.report.violations)
+
+
+def attempt(profile: str, seed: int) -> Result:
+    """Make one run; if it breaks down, its traceback is the violation."""
+    begun = time.perf_counter()
+    try:
+        report = run(profile, seed)
+    except (Exception, Stuck):  # noqa: BLE001  # whatever it is, the report says so
+        report = broken_down(profile, seed, traceback.format_exc())
+    gc.collect()
+    return Result(report, time.perf_counter() - begun)
+
+
+def broken_down(profile: str, seed: int, why: str) -> Report:
+    return Report(profile, seed, (why,), 0.0, 0, "", Counter())
+
+
+def attempts(plan: Iterable[Seed], jobs: int) -> Iterator[Result]:
+    """Make these runs, in so many processes, 1 being this one; results come as they are ready.
+
+    `plan` may be endless: it is asked for a seed when there is somebody to run it.  Closing the iterator leaves the rest
+    of them unrun.
+    """
+    seeds = iter(plan)
+    if jobs == 1:
+        yield from itertools.starmap(attempt, seeds)
+        return
+    processes = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, processes, initializer=_begin) as pool:
+        try:
+            yield from _shared_out(pool, seeds, jobs * AHEAD)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _shared_out(pool: ProcessPoolExecutor, seeds: Iterator[Seed], ahead: int) -> Iterator[Result]:
+    given = {pool.submit(_limited, *seed): seed for seed in itertools.islice(seeds, ahead)}
+    while given:
+        done, _ = wait(given, return_when=FIRST_COMPLETED)
+        for future in done:
+            result = _result(future, given.pop(future))
+            for seed in itertools.islice(seeds, 1):
+                given[pool.submit(_limited, *seed)] = seed
+            yield result
+
+
+def _result(future: Future[Result], seed: Seed) -> Result:
+    """Of a run; when a process ends, nobody knows which of the runs under way did it, and all others end too."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        return Result(broken_down(*seed, f"perhaps not its fault: {error}"), 0.0)
+
+
+# -- in a process of its own ------------------------------------------------------------------------------------------
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the parent, who lets runs end that have begun
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, _break_off)
+    gc.collect()
+    gc.freeze()  # what is there now stays; collections need not look at it
+
+
+def _break_off(number: int, frame: FrameType | None) -> None:
+    raise Stuck(f"not done after {REAL_LIMIT} s of real time")
+
+
+def _limited(profile: str, seed: int) -> Result:
+    if not hasattr(signal, "SIGALRM"):
+        return attempt(profile, seed)
+    signal.alarm(REAL_LIMIT)
+    try:
+        return attempt(profile, seed)
+    finally:
+        signal.alarm(0)
