@@ -104,13 +104,13 @@ class AsyncEngine:
             except DcacheError as error:
                 session.discovery_failed(error)
                 raise
-            session.discovered(found)
+            session.discovered(*found)
 
     async def wait_ready(self, view: View, timeout: float) -> None:
         driver = self.bound().driver
         deadline = driver.loop.time() + timeout
         sources = self.session.topology.sources()
-        self.session.discovered(await driver.run(cluster.await_table(sources), deadline, timeout))
+        self.session.discovered(*await driver.run(cluster.await_table(sources), deadline, timeout))
         await self.run(view.waiting(timeout), cluster.wait_ready)
 
     async def drive(self, view: View, steps: Loading, factory: Callable[[], Awaitable[Any]]) -> Loaded:
@@ -223,6 +223,7 @@ class AsyncClient(View):
         connect_timeout: float = 0.2,
         max_connections: int = 64,
         on_error: str = "raise",
+        consistency: str = "quorums",
     ) -> None:
         configuration = Configuration(
             write_quorum=write_quorum,
@@ -237,6 +238,7 @@ class AsyncClient(View):
             connect_timeout=connect_timeout,
             max_connections=max_connections,
             on_error=on_error,
+            consistency=consistency,
         )
         session = Session(nodes, configuration)
         super().__init__(session, configuration)

@@ -51,7 +51,8 @@ class Reruns:
         session = self._session
         pause = 0.0 if moved(session, ctx) else self._next_pause()
         in_time = session.settings.monotonic() + pause < self._deadline
-        if not (in_time and may_rerun(self._operation, error) and met_another_ring(session, ctx, error)):
+        allowed = may_rerun(self._operation, error, linearizable=ctx.options.linearizable)
+        if not (in_time and allowed and met_another_ring(session, ctx, error)):
             session.note(error)
             raise error
         session.counters.reruns += 1
@@ -81,7 +82,12 @@ class Sets(Generic[K]):
         settled = {key: error for key, error in (self.errors or {}).items() if key not in self._left}
         self.errors = settled | errors
         lost = {key: error for key, error in errors.items() if isinstance(error, QuorumError)}
-        again = [key for key, error in lost.items() if met_another_ring(self._session, ctx, error)]
+        again = [
+            key
+            for key, error in lost.items()
+            if may_rerun(self.repeats, error, linearizable=ctx.options.linearizable)
+            and met_another_ring(self._session, ctx, error)
+        ]
         if not again:
             for error in lost.values():
                 self._session.note(error)

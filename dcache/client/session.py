@@ -16,7 +16,7 @@ import attrs
 from dcache.codec import Codec, Serializer
 from dcache.drivers.driver import Books, Settings
 from dcache.drivers.machine import THIS_MACHINE, Machine
-from dcache.errors import ClientClosed, DcacheError, QuorumError, ValueTooLarge
+from dcache.errors import ClientClosed, ClusterMismatch, DcacheError, QuorumError, ValueTooLarge
 from dcache.membership import MemberTable
 from dcache.ops.backoff import Backoff
 from dcache.ops.context import Context, Counters, Key, Options, Shared, Ttl, key_to_bytes
@@ -49,6 +49,7 @@ class Configuration:
     connect_timeout: float = 0.2
     max_connections: int = 64
     on_error: str = "raise"
+    consistency: str = "quorums"
 
     def options(self) -> Options:
         codec = Codec(self.serializer, self.compression, self.compress_above, self.max_value)
@@ -60,6 +61,7 @@ class Configuration:
             timeout=self.timeout,
             on_error=self.on_error,
             codec=codec,
+            consistency=self.consistency,
         )
 
 
@@ -121,11 +123,17 @@ class Session:
         self.counters.errors += 1
         self.shared.backoff.failed(_SEEDS, str(error), self.settings.monotonic())
 
-    def discovered(self, table: MemberTable) -> None:
+    def discovered(self, table: MemberTable, source: str) -> None:
+        """The search found this table at the node `source`."""
         self._lost_cluster = None
         self._search_again = self.settings.monotonic() + SEARCH_PAUSE * (0.5 + self.shared.random())
         self.shared.backoff.answered(_SEEDS)
-        self.topology.install(table)
+        try:
+            self.topology.install(table)
+        except ClusterMismatch:
+            if not self.topology.foreign(source, table.settings.cluster_id):
+                raise
+            self.topology.install(table)
 
     def note(self, error: Exception) -> None:
         """An operation failed for want of nodes: perhaps none of those that are known is there any more."""
@@ -235,4 +243,5 @@ _FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "connect_timeout": float,
     "max_connections": int,
     "on_error": str,
+    "consistency": str,
 }

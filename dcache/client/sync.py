@@ -70,13 +70,13 @@ class Engine:
             except DcacheError as error:
                 session.discovery_failed(error)
                 raise
-            session.discovered(found)
+            session.discovered(*found)
 
     def wait_ready(self, view: View, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         self.session.check_open()
         self.session.discovered(
-            self.driver.run(cluster.await_table(self.session.topology.sources()), deadline, timeout)
+            *self.driver.run(cluster.await_table(self.session.topology.sources()), deadline, timeout)
         )
         self.run(view.waiting(timeout), cluster.wait_ready)
 
@@ -165,6 +165,9 @@ class Client(View):
     * `connect_timeout` (0.2 s), `max_connections` (64 per node).
     * `on_error` ("raise"): with "miss", plain reads, sets and deletes that cannot reach the cluster count the error and
       return what they return on a miss.  Conditional changes always raise: "no" would be a lie.
+    * `consistency` ("quorums"): what the two quorums give.  With "linearizable", for which both are to be majorities,
+      sets and deletes take two round trips, have their place in one order whatever the clocks say, and are never
+      applied twice.
 
     Raises `ValueError` or `TypeError` for settings that make no sense.  Every operation may raise `NoNodesAvailable`,
     `QuorumError` (and its subclass `DeadlineExceeded`), `ClockSkew`, `ClusterMismatch` or `ClientClosed`, and, given
@@ -189,6 +192,7 @@ class Client(View):
         connect_timeout: float = 0.2,
         max_connections: int = 64,
         on_error: str = "raise",
+        consistency: str = "quorums",
     ) -> None:
         configuration = Configuration(
             write_quorum=write_quorum,
@@ -203,6 +207,7 @@ class Client(View):
             connect_timeout=connect_timeout,
             max_connections=max_connections,
             on_error=on_error,
+            consistency=consistency,
         )
         session = Session(nodes, configuration)
         super().__init__(session, configuration)
@@ -327,7 +332,11 @@ class Client(View):
             self._detach(*mapping)
 
     def delete_many(self, keys: Iterable[Key]) -> int:
-        """Forget all `keys`; how many of them an owner held."""
+        """Forget all `keys`; how many of them an owner held.
+
+        It may be fewer where the ring changed meanwhile and the call was made anew: what the first attempt forgot is
+        not held any more.
+        """
         keys = tuple(keys)
         try:
             return self._or(0, batch.delete_many, keys)

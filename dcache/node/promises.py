@@ -104,9 +104,9 @@ class Promises:
             del self._by_key[key]
 
     def void_prefix(self, prefix: bytes) -> None:
-        """Void the promises of all keys that start with `prefix`."""
+        """Void the promises of all keys that start with `prefix`; their barrier outlives them."""
         for key in [key for key in self._by_key if key.startswith(prefix)]:
-            del self._by_key[key]
+            self.forgotten(key, self._by_key.pop(key).top)
 
     def expire(self, now: int) -> None:
         """Drop those whose time is over, oldest first."""

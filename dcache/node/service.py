@@ -21,7 +21,7 @@ from dcache.node.comparison import Comparison
 from dcache.node.refusal import REFUSED, Refusal, as_refusal, refusal_to_wire, version_from_wire
 from dcache.node.store import Entry, Store
 from dcache.record import Version, version_milliseconds
-from dcache.wire import PROTOCOL, Code, Limits, check_key, storage_key
+from dcache.wire import PROTOCOL, Code, Limits, Status, check_key, storage_key
 
 __all__ = ["Identity", "Refusal", "Service", "View", "refusal_to_wire"]
 
@@ -82,6 +82,7 @@ class Service:
             "stats": self.stats,
             "get": self.get,
             "peek": self.peek,
+            "top": self.top,
             "claim": self.claim,
             "set": self.set,
             "copy": self.copy,
@@ -90,6 +91,7 @@ class Service:
             "prepare": self.prepare,
             "release": self.release,
             "get_many": self.get_many,
+            "top_many": self.top_many,
             "set_many": self.set_many,
             "copy_many": self.copy_many,
             "delete_many": self.delete_many,
@@ -182,6 +184,11 @@ class Service:
         complete, *rest = self._answer(full, self.store.peek(full, now), now)
         return (complete, rest[0], b"", *rest[2:]) if len(rest) == 4 else (complete, *rest)
 
+    def top(self, fingerprint: bytes, namespace: bytes, key: bytes) -> tuple[bool, Version]:
+        """Whether this node's word on `key` counts, and the highest version held, forgotten or promised that a write
+        of it may meet here."""
+        return self._top(self._key(fingerprint, namespace, key))
+
     def claim(
         self, fingerprint: bytes, namespace: bytes, key: bytes, version: bytes, unreadable: bytes
     ) -> tuple[Any, ...]:
@@ -262,6 +269,9 @@ class Service:
                 break
             answers.append(answer)
         return answers
+
+    def top_many(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> list[Any]:
+        return self._each(fingerprint, namespace, items, self._top)
 
     def set_many(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> list[Any]:
         return self._each(fingerprint, namespace, items, self._set)
@@ -364,7 +374,7 @@ class Service:
         now = self._now()
         self._check_value(value, flags, ttl)
         answer = self.store.set(full, self._stamped(full, version, now), value, flags, ttl, now)
-        return self.store.is_complete(full), *answer
+        return self.store.is_complete(full), *self._told_of_promises(full, version, answer)
 
     def _copy(self, full: bytes, version: bytes, value: bytes, flags: int, ttl: int | None) -> tuple[Any, ...]:
         self._check_value(value, flags, ttl)
@@ -374,7 +384,18 @@ class Service:
     def _delete(self, full: bytes, version: bytes) -> tuple[Any, ...]:
         now = self._now()
         answer = self.store.delete(full, self._stamped(full, version, now), now)
-        return self.store.is_complete(full), *answer
+        return self.store.is_complete(full), *self._told_of_promises(full, version, answer)
+
+    def _top(self, full: bytes) -> tuple[bool, Version]:
+        return self.store.is_complete(full), self.store.top(full, self._now())
+
+    def _told_of_promises(self, full: bytes, version: bytes, answer: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The answer to a set or delete.  One that is refused may take itself for overtaken only if nothing above it
+        was promised here before: whoever was promised something had not seen it, and may have gone by what is older."""
+        if answer[0] != Status.NEWER:
+            return answer
+        promised = self.store.promised(full)
+        return (Status.PROMISED, max(answer[1], promised), *answer[2:]) if promised > version else answer
 
     def _check_value(self, value: bytes, flags: int, ttl: int | None) -> None:
         if type(value) is not bytes or type(flags) is not int or not 0 <= flags < 256:

@@ -12,12 +12,13 @@ from typing import Any
 
 import attrs
 
-from dcache.errors import DcacheError, NodeError, ProtocolError, SerializationError, ValueTooLarge
+from dcache.errors import DcacheError, NodeError, ProtocolError, QuorumError, SerializationError, ValueTooLarge
+from dcache.ops import linearizable
 from dcache.ops.context import DEFAULT, Context, K, Key, TtlOrDefault
 from dcache.ops.effects import Call, Link, Op, Reply, Round
-from dcache.ops.quorum import ReadRound, Verdict, WriteRound
+from dcache.ops.quorum import ReadRound, Verdict, WriteRound, write_error
 from dcache.ops.read import Missed, check_in_time, decoded, read_record, read_round, settled
-from dcache.ops.write import attempt, next_version, write_error
+from dcache.ops.write import attempt, next_version
 from dcache.record import Record, Version
 from dcache.wire import Limits
 
@@ -193,6 +194,52 @@ Versioned = Callable[[Version], tuple[Any, ...]]  # a batch item for the version
 
 def write_many(ctx: Context, method: str, items: Mapping[bytes, Versioned], size: Mapping[bytes, int]) -> Op[_Written]:
     """As `write.write`, for every key: the last round of each, and the error of each that failed."""
+    making = _write_linearizably if ctx.options.linearizable else _write_stamped
+    rounds, errors = yield from making(ctx, method, items, size)
+    errors.update({key: write_error(method, made) for key, made in rounds.items() if not made[-1].enough()})
+    return _Written({key: made[-1] for key, made in rounds.items()}, errors)
+
+
+_Made = tuple[dict[bytes, list[WriteRound]], dict[bytes, DcacheError]]
+"""The rounds that wrote each key, and the errors of those for which there was none."""
+
+
+def _write_linearizably(
+    ctx: Context, method: str, items: Mapping[bytes, Versioned], size: Mapping[bytes, int]
+) -> Op[_Made]:
+    """As `linearizable.write`; a key that promises kept out is settled alone."""
+    asked = {key: Part(linearizable.top_round(ctx, key), (key,), len(key) + ITEM_OVERHEAD) for key in items}
+    yield BatchRound(ctx, "top_many", list(asked.values()))
+    versions: dict[bytes, Version] = {}
+    errors: dict[bytes, DcacheError] = {}
+    for key, part in asked.items():
+        assert isinstance(part.round, linearizable.TopRound)
+        if part.round.enough():
+            versions[key] = linearizable.version_above(ctx, part.round)
+        else:
+            errors[key] = linearizable.top_error(method, part.round)
+    parts = {
+        key: Part(
+            linearizable.write_round(ctx, key, [Call(node, "", ()) for node in ctx.owners(key)]),
+            items[key](version),
+            len(key) + size[key] + ITEM_OVERHEAD,
+        )
+        for key, version in versions.items()
+    }
+    if parts:
+        yield BatchRound(ctx, method, list(parts.values()))
+    rounds: dict[bytes, list[WriteRound]] = {}
+    for key, part in parts.items():
+        single = _single(ctx, method, items[key])
+        _, rounds[key] = yield from linearizable.settle(ctx, key, versions[key], _written(part), single)
+    return rounds, errors
+
+
+def _single(ctx: Context, method: str, item: Versioned) -> linearizable.Caller:
+    return lambda node, version: ctx.call(node, method.removesuffix("_many"), *item(version))
+
+
+def _write_stamped(ctx: Context, method: str, items: Mapping[bytes, Versioned], size: Mapping[bytes, int]) -> Op[_Made]:
     rounds: dict[bytes, list[WriteRound]] = {key: [] for key in items}
     versions: dict[bytes, Version] = {key: ctx.shared.clock.stamp() for key in items}
     while versions:
@@ -206,8 +253,7 @@ def write_many(ctx: Context, method: str, items: Mapping[bytes, Versioned], size
             version = next_version(ctx, rounds[key])
             if version is not None:
                 versions[key] = version
-    errors = {key: write_error(method, made) for key, made in rounds.items() if not made[-1].enough()}
-    return _Written({key: made[-1] for key, made in rounds.items()}, errors)
+    return rounds, {}
 
 
 @attrs.frozen(eq=False)
@@ -257,10 +303,24 @@ def _delete_item(key: bytes) -> Versioned:
 
 
 def delete_many(ctx: Context, keys: Iterable[Key]) -> Op[int]:
-    """Forget every key; how many of them an owner held.  Raises the first error, after all have been tried."""
+    """Forget every key; how many of them an owner held.  Raises the first error, after all have been tried; it is in
+    doubt if any of them may be forgotten."""
     raws = dict.fromkeys(ctx.key(key) for key in keys)
     items = {raw: _delete_item(raw) for raw in raws}
     written = yield from write_many(ctx, "delete_many", items, dict.fromkeys(raws, 0))
-    for error in written.errors.values():
-        raise error
+    if written.errors:
+        raise _first_error(written)
     return sum(any(reply.result[3] for reply in round_.replies) for round_ in written.rounds.values())
+
+
+def _first_error(written: _Written) -> DcacheError:
+    """The first error of a batch that stands and falls as one; in doubt if any part of it may have been made."""
+    errors = list(written.errors.values())
+    made = any(round_.enough() for round_ in written.rounds.values())
+    made = made or any(isinstance(error, QuorumError) and error.in_doubt for error in errors)
+    first = errors[0]
+    if made and isinstance(first, QuorumError) and not first.in_doubt:
+        return type(first)(
+            "delete_many, made in part", needed=first.needed, got=first.got, reasons=first.reasons, in_doubt=True
+        )
+    return first

@@ -12,7 +12,8 @@ from dcache.errors import ClockSkew, ClusterMismatch, NodeError, NoNodesAvailabl
 from dcache.membership import Member, MemberTable
 from dcache.ops.context import Context, Key
 from dcache.ops.effects import Call, FirstOf, Gather, Link, Op, Reply, Sleep
-from dcache.ops.quorum import Quorum, QuorumRound, check_answer, explain_read, majority, quorum_error
+from dcache.ops.linearizable import TopRound
+from dcache.ops.quorum import Quorum, check_answer, explain_read, majority, quorum_error
 from dcache.record import ZERO, Version
 from dcache.wire import Code
 
@@ -26,13 +27,14 @@ class _TableRound(FirstOf):
         MemberTable.from_wire(result)
 
 
-def discover(addresses: Sequence[str]) -> Op[MemberTable]:
-    """The member table, from any of `addresses` (in the order to try); `NoNodesAvailable` says why of each."""
+def discover(addresses: Sequence[str]) -> Op[tuple[MemberTable, str]]:
+    """The member table, from any of `addresses` (in the order to try), and who gave it; `NoNodesAvailable` says why of
+    each."""
     calls = [Call(address, "table", ()) for address in addresses]
     round_ = _TableRound(calls[:1], calls[1:])
     yield round_
     if round_.replies:
-        return MemberTable.from_wire(round_.replies[0].result)
+        return _told(round_)
     for kind in (ClockSkew, ClusterMismatch):
         told = [failure.error for failure in round_.failures if isinstance(failure.error, kind)]
         if told and len(told) == len(round_.failures):
@@ -42,13 +44,18 @@ def discover(addresses: Sequence[str]) -> Op[MemberTable]:
     raise NoNodesAvailable(reasons)
 
 
-def await_table(addresses: Sequence[str]) -> Op[MemberTable]:
+def _told(round_: _TableRound) -> tuple[MemberTable, str]:
+    reply = round_.replies[0]
+    return MemberTable.from_wire(reply.result), reply.node
+
+
+def await_table(addresses: Sequence[str]) -> Op[tuple[MemberTable, str]]:
     """As `discover`, for as long as the operation's time lasts: the nodes may still be starting."""
     while True:
         round_ = _TableRound([Call(address, "table", ()) for address in addresses])
         yield round_
         if round_.replies:
-            return MemberTable.from_wire(round_.replies[0].result)
+            return _told(round_)
         if round_.expired:
             raise NoNodesAvailable({failure.node: str(failure.error) for failure in round_.failures})
         yield Sleep(READY_PAUSE)
@@ -122,37 +129,22 @@ def _explain_ready(reply: Reply) -> str | None:
     return None if reply.result is True else "has not completed its slots since it started"
 
 
-class _EverySlot(QuorumRound):
-    """Answers of so many complete nodes that every slot has enough of its owners among them."""
-
-    def __init__(self, calls: Sequence[Call], needed: Quorum) -> None:
-        super().__init__(calls)
-        self.needed = needed
-
-    def check(self, call: Call, result: Any) -> None:
-        if type(result) is not tuple or len(result) != 2 or type(result[1]) is not bytes:
-            raise ProtocolError("an answer about all slots is whether they are complete, and a version")
-
-    def wanted(self) -> tuple[Quorum, Sequence[Reply]]:
-        complete = [reply for reply in self.live() if reply.result[0] is True]
-        return self.needed, complete
-
-
 def clear(ctx: Context) -> Op[None]:
     """Forget the whole namespace: first the highest version anywhere, then a floor one above it everywhere."""
-    newest = yield from _everywhere(ctx, "newest", (), in_doubt=False)
-    highest = max((Version(reply.result[1]) for reply in newest), default=ZERO)
-    version = ctx.shared.clock.above(max(highest, ctx.shared.clock.stamp()))
+    highest = yield from _everywhere(ctx, "newest", (), in_doubt=False)
+    clock = ctx.shared.clock
+    version = clock.above(highest if ctx.options.linearizable else max(highest, clock.stamp()))
     yield from _everywhere(ctx, "clear", (version,), in_doubt=True)
 
 
-def _everywhere(ctx: Context, method: str, params: tuple[Any, ...], in_doubt: bool) -> Op[list[Reply]]:
+def _everywhere(ctx: Context, method: str, params: tuple[Any, ...], in_doubt: bool) -> Op[Version]:
+    """The highest version told by the nodes, of which every slot has enough among those that answered."""
     needed = ctx.everywhere(lambda n: max(ctx.writes(n), majority(n)) if ctx.strict else 1)
-    round_ = _EverySlot([ctx.call(node, method, *params) for node in ctx.nodes], needed)
+    round_ = TopRound([ctx.call(node, method, *params) for node in ctx.nodes], needed)
     yield round_
     if not round_.enough():
         raise quorum_error(method, round_, round_.shortage(), in_doubt=in_doubt, explain=explain_read)
-    return round_.live()
+    return round_.highest()
 
 
 @attrs.frozen
@@ -183,9 +175,9 @@ def scan_page(ctx: Context, prefix: bytes, state: ScanState | None) -> Op[tuple[
     round_ = _ScanRound([ctx.call(node, "scan", prefix, cursor) for node, cursor in state.cursors.items()])
     yield round_
     cursors = {reply.node: reply.result[0] for reply in round_.replies if reply.result[0] is not None}
-    restarted = {failure.node for failure in round_.failures if _cursor_lost(failure.error)}
-    cursors.update(dict.fromkeys(restarted))
-    away = state.away | {failure.node for failure in round_.failures} - restarted
+    restarted = dict.fromkeys(failure.node for failure in round_.failures if _cursor_lost(failure.error))
+    cursors.update(restarted)
+    away = state.away | {failure.node for failure in round_.failures} - restarted.keys()
     needed = ctx.everywhere(majority) if ctx.strict else Quorum(1)
     there = [Call(node, "scan", ()) for node in ctx.nodes if node not in away]
     if not needed.met(there):

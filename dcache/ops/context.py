@@ -106,6 +106,10 @@ def _void(_: object) -> None:
     """Validators return nothing."""
 
 
+CONSISTENCIES = ("quorums", "linearizable")
+MAJORITIES = 'consistency="linearizable" needs majorities: leave read_quorum and write_quorum at "quorum", or more'
+
+
 def _quorum(name: str) -> Callable[[Any, Any, object], None]:
     return lambda instance, attribute, value: _void(check_quorum(name, value))
 
@@ -121,10 +125,15 @@ class Options:
     timeout: float = 0.5
     on_error: str = attrs.field(default="raise", validator=attrs.validators.in_(("raise", "miss")))
     codec: Codec = attrs.field(factory=Codec)
+    consistency: str = attrs.field(default="quorums", validator=attrs.validators.in_(CONSISTENCIES))
+    linearizable: bool = attrs.field(init=False)
     prefix: bytes = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "prefix", namespace_to_bytes(self.namespace))
+        object.__setattr__(self, "linearizable", self.consistency == "linearizable")
+        if self.linearizable and (is_single(self.read_quorum) or is_single(self.write_quorum)):
+            raise ValueError(MAJORITIES)
         ttl_to_ms(self.default_ttl)
         if not 0 < self.timeout < math.inf:
             raise ValueError(f"timeout must be a positive number of seconds, not {self.timeout!r}")
@@ -186,7 +195,8 @@ Sizes = Callable[[int], int]  # for so many owners, how many are enough
 class Context:
     """See the module.
 
-    `strict` is whether reads and writes take a majority, and neither was asked for as a single one.  While the ring
+    `strict` is whether reads and writes take a majority, and neither was asked for as a single one; `ValueError` if
+    they do not and are to be linearizable.  While the ring
     changes, quorums are to be had on each of the two rings; slots whose owners are the same on both go by one.
     """
 
@@ -214,6 +224,8 @@ class Context:
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+        if self.options.linearizable and not self.strict:
+            raise ValueError(f"{MAJORITIES}; keys have {max(copies)} owners")
         object.__setattr__(self, "_quorums", self._quorums_of([(frozenset(), copies[0])]))
 
     def _takes_majorities(self, n: int) -> bool:

@@ -31,8 +31,8 @@ from dcache.ops.quorum import (
     judge,
     quorum_error,
     read_wants,
+    write_error,
 )
-from dcache.ops.write import write_error
 from dcache.record import ZERO, Record, Version
 from dcache.wire import Status
 
@@ -62,6 +62,10 @@ class PrepareRound(QuorumRound):
         voted = verdict.candidate is not None and self.needed.met(verdict.voters)
         return verdict.record() if voted else None
 
+    def highest(self) -> Version:
+        """The highest version that those who promised hold or, lacking the key, may have forgotten."""
+        return max((reply.result[2] for reply in self.granted()), default=ZERO)
+
     def highest_newer(self) -> Version | None:
         return max((reply.result[2] for reply in self.replies if reply.result[1] == Status.NEWER), default=None)
 
@@ -83,9 +87,11 @@ class Change(Generic[T]):
     record: tuple[bytes, int, int | None] | None = None  # value, flags, ttl in ms
 
 
-def prepared(ctx: Context, key: bytes) -> Op[tuple[Version, PrepareRound]]:
-    """A ballot that a majority has promised, however often it takes within the deadline."""
-    needed, ballot, wait = ctx.quorums(key).majority, ctx.shared.clock.stamp(), FIRST_WAIT
+def prepared(ctx: Context, key: bytes, *, above: Version | None = None) -> Op[tuple[Version, PrepareRound]]:
+    """A ballot that a majority has promised, however often it takes within the deadline.  It is `above` a version or,
+    by default, of now."""
+    clock, needed, wait = ctx.shared.clock, ctx.quorums(key).majority, FIRST_WAIT
+    ballot = clock.stamp() if above is None else clock.above(above)
     while True:
         round_ = PrepareRound([ctx.call(node, "prepare", key, ballot) for node in ctx.owners(key)], needed)
         yield round_
@@ -94,13 +100,14 @@ def prepared(ctx: Context, key: bytes) -> Op[tuple[Version, PrepareRound]]:
         newer = round_.highest_newer()
         if newer is None or round_.expired:
             raise quorum_error("prepare", round_, round_.shortage(), in_doubt=False, explain=explain_write)
-        yield _release(ctx, key, ballot)
+        yield release(ctx, key, ballot)
         yield Sleep(wait * (0.5 + ctx.shared.random()))
         wait = min(LONGEST_WAIT, wait * 2)
-        ballot = ctx.shared.clock.above(max(newer, ballot))
+        ballot = clock.above(max(newer, ballot))
 
 
-def _release(ctx: Context, key: bytes, ballot: Version) -> Detached:
+def release(ctx: Context, key: bytes, ballot: Version) -> Detached:
+    """Give up a ballot with which nothing will be written."""
     return Detached([ctx.call(node, "release", key, ballot) for node in ctx.owners(key)])
 
 
@@ -112,7 +119,7 @@ def change(ctx: Context, what: str, key: bytes, decide: Callable[[Record | None]
         decided = decide(round_.newest())
     finally:
         if decided is None or decided.record is None:
-            yield _release(ctx, key, ballot)
+            yield release(ctx, key, ballot)
     if decided.record is None:
         return decided.result
     calls = [ctx.call(call.node, "accept", key, ballot, *decided.record) for call in round_.calls]

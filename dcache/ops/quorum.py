@@ -382,6 +382,12 @@ def quorum_error(
     return cls(what + on, needed=needed, got=got, reasons=reasons, in_doubt=in_doubt)
 
 
+def write_error(what: str, rounds: Sequence[WriteRound]) -> DcacheError:
+    """The error of a write that was attempted in these rounds, the last of which brought too little."""
+    last, in_doubt = rounds[-1], any(round_.in_doubt() for round_ in rounds)
+    return quorum_error(what, last, last.shortage(), in_doubt=in_doubt, explain=explain_write)
+
+
 def _meant(error: Exception) -> Exception:
     """The error that a node's refusal stands for, where there is one of our own."""
     match error:

@@ -3,7 +3,7 @@
 What certainly did nothing may always be made again.  What may have been done in part is made again only if that is as
 good as doing it once: sets and deletes are, for they take a new version, which stands above what the first attempt may
 have left behind, and whoever wrote in between did so at the same time.  An `incr` would count twice, an `add` find its
-own value.
+own value.  Nor are they if the client asked for linearizability: it was promised that nothing is written twice.
 
 The caller knows whether the ring changed: whether its table is another by now than the operation worked with.
 """
@@ -22,7 +22,9 @@ REPEATABLE: frozenset[Callable[..., Any]] = frozenset(
 """Operations that may be made anew also when in doubt."""
 
 
-def may_rerun(operation: Callable[..., Any], error: QuorumError | ClusterMismatch) -> bool:
+def may_rerun(
+    operation: Callable[..., Any], error: QuorumError | ClusterMismatch, *, linearizable: bool = False
+) -> bool:
     """Whether an operation that raised `error` may be made anew."""
     in_doubt = isinstance(error, QuorumError) and error.in_doubt
-    return not in_doubt or operation in REPEATABLE
+    return not in_doubt or (operation in REPEATABLE and not linearizable)

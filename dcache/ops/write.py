@@ -7,6 +7,8 @@ That holds only if the version is above all that was acknowledged before the wri
 very value that it is to replace.  So it is made from the answers of a majority (`Quorums.hold`), which meets every
 acknowledged write; made from fewer, being beaten to it does not count.  Nor does being refused for a promise: what was
 promised may have been computed before this write began, or may never be stored.  Then the write is made again.
+
+Clients that ask for linearizability write by the rules in `linearizable` instead.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dcache.errors import DcacheError
+from dcache.ops import linearizable
 from dcache.ops.context import DEFAULT, Context, Key, Quorums, TtlOrDefault
 from dcache.ops.effects import Call, Op
-from dcache.ops.quorum import NOBODY, WriteRound, explain_write, quorum_error
+from dcache.ops.quorum import NOBODY, WriteRound, write_error
 from dcache.record import Version
 
 ATTEMPTS = 5
@@ -26,6 +28,17 @@ ATTEMPTS = 5
 
 def write(ctx: Context, what: str, key: bytes, call: Callable[[str, Version], Call]) -> Op[tuple[Version, WriteRound]]:
     """Make the write `call(node, version)` at the owners of `key`; `QuorumError` if too few acknowledge."""
+    if ctx.options.linearizable:
+        version, rounds = yield from linearizable.write(ctx, what, key, call)
+    else:
+        version, rounds = yield from _stamped(ctx, key, call)
+    if not rounds[-1].enough():
+        raise write_error(what, rounds)
+    return version, rounds[-1]
+
+
+def _stamped(ctx: Context, key: bytes, call: Callable[[str, Version], Call]) -> Op[tuple[Version, list[WriteRound]]]:
+    """A write with a version of this client's clock: the version that it was made with at last, and its rounds."""
     owners, quorums, others = ctx.writers(key), ctx.quorums(key), ctx.stand_ins(key)
     rounds: list[WriteRound] = []
     version = ctx.shared.clock.stamp()
@@ -35,11 +48,8 @@ def write(ctx: Context, what: str, key: bytes, call: Callable[[str, Version], Ca
         yield rounds[-1]
         higher = next_version(ctx, rounds)
         if higher is None:
-            break
+            return version, rounds
         version = higher
-    if not rounds[-1].enough():
-        raise write_error(what, rounds)
-    return version, rounds[-1]
 
 
 def attempt(
@@ -49,12 +59,6 @@ def attempt(
     overtaken = any(quorums.hold.met(round_.heard()) for round_ in before)
     hear = NOBODY if overtaken else quorums.hold
     return WriteRound(calls, quorums.writes, spares=spares, overtaken=overtaken, hear=hear)
-
-
-def write_error(what: str, rounds: Sequence[WriteRound]) -> DcacheError:
-    """The error of a write that was attempted in these rounds, the last of which brought too little."""
-    last, in_doubt = rounds[-1], any(round_.in_doubt() for round_ in rounds)
-    return quorum_error(what, last, last.shortage(), in_doubt=in_doubt, explain=explain_write)
 
 
 def next_version(ctx: Context, rounds: Sequence[WriteRound]) -> Version | None:

@@ -278,7 +278,7 @@ def moved_away(cache: Any, cluster: LocalCluster) -> None:
         name: attrs.evolve(row, address=f"127.0.0.1:{free_port()}", incarnation=0)
         for name, row in table.members.items()
     }
-    cache.session.discovered(attrs.evolve(table, members=rows))
+    cache.session.discovered(attrs.evolve(table, members=rows), "a")
     cache.session._search_again = 0.0
 
 

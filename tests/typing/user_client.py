@@ -26,6 +26,7 @@ def make() -> Client:
     Client("cache1:7400")
     Client(["cache1", "cache2"], write_quorum=2, read_quorum="one", namespace="app", default_ttl=timedelta(hours=1))
     Client(("cache1",), serializer="json", compression="zlib", max_value=10_000, on_error="miss", max_connections=4)
+    Client("cache1", consistency="linearizable").with_options(consistency="quorums")
     Client(7400)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Client("cache1", timeout="soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Client("cache1", "cache2")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

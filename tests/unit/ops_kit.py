@@ -293,6 +293,7 @@ class Cluster:
         codec: Codec | None = None,
         skew: int = 0,
         turn: int = 0,
+        consistency: str = "quorums",
         random: Callable[[], float] = lambda: 0.5,
         shared: Shared | None = None,
     ) -> Context:
@@ -300,7 +301,8 @@ class Cluster:
 
         `skew` is how far its clock is ahead in ms, `turn` the owner it asks first (0: the most preferred).
         """
-        options = Options(write_quorum, read_quorum, namespace, default_ttl, codec=codec or Codec())
+        codec = codec or Codec()
+        options = Options(write_quorum, read_quorum, namespace, default_ttl, codec=codec, consistency=consistency)
         if shared is None:
             writer = next(self._writers) << 20  # far apart, as random ones are: `above` counts up from them
             clock = VersionClock(writer, lambda: WALL + self.time.ms + skew)

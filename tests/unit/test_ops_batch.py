@@ -365,6 +365,21 @@ def test_deleting_tries_all_keys_before_it_raises() -> None:
     assert all(cluster[name].value(key) is None for key in deleted for name in cluster.owners(key) if name not in "ab")
 
 
+def test_a_delete_of_many_that_was_made_in_part_is_in_doubt() -> None:
+    """The key that comes first was certainly not deleted; the error is about all of them."""
+    cluster = Cluster("abcdef")
+    lost, made = (
+        next(key for key in map("key{}".format, range(1000)) if len({*cluster.owners(key)} & {*"abc"}) == away)
+        for away in (3, 0)
+    )
+    for name in "abc":
+        cluster[name].down = True
+    for keys, in_doubt in (([lost], False), ([lost, made], True)):
+        with pytest.raises(QuorumError) as caught:
+            drive(batch.delete_many(cluster.context(consistency="linearizable"), keys), cluster)
+        assert caught.value.in_doubt is in_doubt
+
+
 def test_acknowledgements_of_incomplete_owners_do_not_count(cluster: Cluster) -> None:
     first, second, third = cluster.owners("k")
     cluster[first].restart()

@@ -35,7 +35,7 @@ def nodes() -> Cluster:
 
 
 def test_the_table_comes_from_the_first_seed_that_has_it(nodes: Cluster) -> None:
-    assert drive(cluster.discover(["b", "a", "c"]), nodes) == nodes.table
+    assert drive(cluster.discover(["b", "a", "c"]), nodes) == (nodes.table, "b")
     assert nodes.asked() == ["b"]
 
 
@@ -49,14 +49,14 @@ def test_the_next_seed_is_asked_where_one_is_of_no_help(nodes: Cluster, trouble:
     else:
         nodes["a"].learn(None)
         assert hand.deliver("a") == ["b"]
-    assert hand.finish() == nodes.table
+    assert hand.finish() == (nodes.table, "b")
 
 
 def test_a_slow_seed_is_raced_with_the_next(nodes: Cluster) -> None:
     hand = Hand(cluster.discover(["a", "b"]), nodes)
     assert hand.late() == ["b"]
     hand.deliver("b")
-    assert hand.resume().result == nodes.table
+    assert hand.resume().result == (nodes.table, "b")
 
 
 def test_that_no_seed_answers_is_told_with_every_reason(nodes: Cluster) -> None:
@@ -105,7 +105,7 @@ def test_a_cluster_that_is_starting_is_waited_for(nodes: Cluster) -> None:
     assert hand.sleeps == [READY_PAUSE]
     nodes.learn(nodes.table)
     hand.deliver("b")
-    assert hand.resume().result == nodes.table
+    assert hand.resume().result == (nodes.table, "b")
 
 
 def test_waiting_for_a_cluster_ends_with_the_time(nodes: Cluster) -> None:

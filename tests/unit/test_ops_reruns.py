@@ -31,6 +31,12 @@ def test_what_takes_a_new_version_each_time_may_be_made_anew_though_in_doubt(ope
     assert may_rerun(operation, IN_DOUBT)
 
 
+@pytest.mark.parametrize("operation", REPEATABLE)
+def test_nothing_in_doubt_is_made_anew_where_nothing_may_be_written_twice(operation: Callable[..., Any]) -> None:
+    assert not may_rerun(operation, IN_DOUBT, linearizable=True)
+    assert may_rerun(operation, CERTAIN, linearizable=True)
+
+
 @pytest.mark.parametrize("operation", ONCE)
 def test_conditional_changes_and_fills_are_not_made_anew_when_in_doubt(operation: Callable[..., Any]) -> None:
     assert operation not in REPEATABLE

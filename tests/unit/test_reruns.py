@@ -13,7 +13,7 @@ from dcache.client.session import Configuration, Session, View
 from dcache.errors import NodeError, QuorumError, ValueTooLarge
 from dcache.membership import MemberTable
 from dcache.ops import batch, cluster, mutate, read, write
-from dcache.ops.context import Context
+from dcache.ops.context import Context, Options
 from dcache.wire import MESSAGES, Code
 from tests.unit.ops_kit import make_table
 
@@ -30,7 +30,7 @@ def lost(reason: str = "refused", *, in_doubt: bool = False, got: int = 1) -> Qu
 def session() -> Session:
     made = Session("h", Configuration())
     made.settings = attrs.evolve(made.settings, monotonic=lambda: 100.0)
-    made.discovered(TABLE)
+    made.discovered(TABLE, "a")
     return made
 
 
@@ -149,6 +149,24 @@ def test_a_ring_that_the_client_learnt_meanwhile_makes_every_lost_key_worth_anot
     with pytest.raises(QuorumError) as raised:
         outcome(sets, ctx)
     assert reruns(session, sets.run).pause(ctx, raised.value) == 0
+
+
+def test_keys_in_doubt_are_not_written_again_where_nothing_may_be_written_twice(
+    session: Session, ctx: Context, told: list[dict[str, Any]]
+) -> None:
+    ctx = attrs.evolve(ctx, options=Options(consistency="linearizable"))
+    doubtful, certain = lost(REFUSED, in_doubt=True), lost(REFUSED)
+    told += [{"a": doubtful, "b": certain}, {}]
+    sets = Sets(session, {"a": 1, "b": 2}, None)
+    book = reruns(session, sets.run)
+    with pytest.raises(QuorumError) as raised:
+        outcome(sets, ctx)
+    assert raised.value is certain
+    book.pause(ctx, raised.value)
+    assert outcome(sets, ctx) == {"a": doubtful}
+    assert told[1] == {"b": 2}
+    with pytest.raises(QuorumError):
+        reruns(session, write.set).pause(ctx, doubtful)
 
 
 def test_keys_whose_owners_are_all_gone_make_the_client_look_for_its_cluster(

@@ -150,9 +150,13 @@ class World:
     def start(self, name: str) -> Process:
         store = Store(self.memory, slot_of, SLOTS, promises=Promises(*self.promises))
         store.own(range(SLOTS))
-        service = Service(store, Identity(name, "boot"), lambda: self.now, lambda: WALL + self.now)
+        service = Service(store, Identity(name, "boot"), lambda: self.now, self.wall(name))
         service.view = View("c", TABLE.fingerprint, TABLE.to_wire())
         return Process(store, service)
+
+    def wall(self, name: str) -> Callable[[], int]:
+        """The clock of a node."""
+        return lambda: WALL + self.now
 
     def context(self, client: int) -> Context:
         skew = self.rng.randrange(-20_000, 20_000) if self.rng.random() < 0.8 else 0

@@ -166,6 +166,28 @@ def test_peek_sends_all_but_the_value(node: Node) -> None:
     assert node("peek", b"none") == (True, ZERO, False)
 
 
+def test_top_is_the_highest_version_held_forgotten_or_promised_of_the_key_or_in_its_slot(node: Node) -> None:
+    assert node("top", KEY) == (True, ZERO)
+    node.put(KEY, 5)
+    assert node("top", KEY) == (True, v(5))
+    node("prepare", KEY, v(7))
+    node("release", KEY, v(7))
+    assert node("top", KEY) == node("top_many", ((KEY,),))[0] == (True, v(7))
+    assert node("top_many", ((KEY,), (b"",)))[1][0] == Code.INVALID_KEY
+
+
+def test_a_write_that_something_newer_beats_may_be_beaten_by_who_had_not_seen_it(node: Node) -> None:
+    """What was promised above it has been accepted meanwhile, by a change that looked at something older."""
+    node("prepare", KEY, v(7))
+    node("accept", KEY, v(7), b"changed", 0, None)
+    assert node("set", KEY, v(7), b"changed", 0, None) == (True, STORED, v(7))
+    assert node("set", KEY, v(6), b"x", 0, None) == (True, Status.PROMISED, v(7))
+    assert node("delete", KEY, v(6)) == (True, Status.PROMISED, v(7), False)
+    assert node("copy", KEY, v(6), b"x", 0, None) == (True, NEWER, v(7)), "who holds it knows no better"
+    node.put(KEY, 9)
+    assert node("set", KEY, v(8), b"x", 0, None) == (True, NEWER, v(9))
+
+
 def test_peek_is_no_use_and_get_is() -> None:
     """With room for two, the one that was got stays and the one that was only peeked at goes."""
     node = make_node(max_entries=2)
@@ -247,6 +269,7 @@ def test_an_overtaken_ballot_is_refused(node: Node) -> None:
 FENCED: list[tuple[Any, ...]] = [
     ("get", NS, KEY),
     ("peek", NS, KEY),
+    ("top", NS, KEY),
     ("claim", NS, KEY, v(1), b""),
     ("set", NS, KEY, v(1), b"x", 0, None),
     ("copy", NS, KEY, v(1), b"x", 0, None),
@@ -255,6 +278,7 @@ FENCED: list[tuple[Any, ...]] = [
     ("prepare", NS, KEY, v(1)),
     ("release", NS, KEY, v(1)),
     ("get_many", NS, ((KEY,),)),
+    ("top_many", NS, ((KEY,),)),
     ("set_many", NS, ((KEY, v(1), b"x", 0, None),)),
     ("copy_many", NS, ((KEY, v(1), b"x", 0, None),)),
     ("delete_many", NS, ((KEY, v(1)),)),

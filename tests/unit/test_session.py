@@ -17,9 +17,9 @@ import pytest
 
 import dcache
 from dcache import AsyncClient, Client
-from dcache.client import session as session_module
 from dcache.client.forks import _in_child, reset_after_fork
 from dcache.client.session import SEARCH_PAUSE, Configuration, Session, View, key_from_bytes, parse_url
+from dcache.drivers.machine import THIS_MACHINE
 from dcache.errors import ClientClosed, InvalidKey, NoNodesAvailable, QuorumError
 from dcache.membership import Member, MemberTable, RingState, Settings
 
@@ -38,6 +38,7 @@ from dcache.membership import Member, MemberTable, RingState, Settings
         ("dcache://h1,[::2]:1/n", ["h1", "[::2]:1"], {"namespace": "n"}),
         ("dcache://h?write_quorum=2&read_quorum=one", ["h"], {"write_quorum": 2, "read_quorum": "one"}),
         ("dcache://h?namespace=&on_error=miss", ["h"], {"namespace": "", "on_error": "miss"}),
+        ("dcache://h?consistency=linearizable", ["h"], {"consistency": "linearizable"}),
         ("dcache://h?max_value=10&compression=zlib", ["h"], {"max_value": 10, "compression": "zlib"}),
         ("dcache://h?default_ttl=1.5&serializer=json", ["h"], {"default_ttl": 1.5, "serializer": "json"}),
     ],
@@ -104,6 +105,8 @@ def test_passwords_are_not_repeated_in_the_complaint() -> None:
         {"read_quorum": "most"},
         {"default_ttl": 0},
         {"on_error": "ignore"},
+        {"consistency": "strong"},
+        {"consistency": "linearizable", "read_quorum": "one"},
         {"serializer": "xml"},
         {"compression": "rar"},
         {"max_value": 0},
@@ -164,7 +167,7 @@ def test_keys_come_back_as_text_where_they_are_text() -> None:
 
 
 class FakeTime:
-    """Stands for the module `time` in the session."""
+    """What a machine's clocks show."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -172,20 +175,19 @@ class FakeTime:
     def monotonic(self) -> float:
         return self.now
 
-    def time_ns(self) -> int:
-        return int(self.now * 1e9)
+    def wall(self) -> int:
+        return int(self.now * 1000)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
-    fake = FakeTime()
-    monkeypatch.setattr(session_module, "time", fake)
-    return fake
+def clock() -> FakeTime:
+    return FakeTime()
 
 
 @pytest.fixture
 def session(clock: FakeTime) -> Session:
-    return Session("h", Configuration())
+    machine = attrs.evolve(THIS_MACHINE, monotonic=clock.monotonic, wall=clock.wall)
+    return Session("h", Configuration(), machine)
 
 
 def table(name: str = "a", incarnation: int = 1) -> MemberTable:
@@ -226,7 +228,7 @@ def test_a_search_that_succeeds_ends_the_pause_and_makes_the_next_one_short(sess
     assert session.needs_discovery()
     for _ in range(10):
         session.discovery_failed(LOST)
-    session.discovered(table())
+    session.discovered(table(), "a")
     assert not session.needs_discovery()
     session.check_discovery()
     session.discovery_failed(LOST)
@@ -237,7 +239,7 @@ def test_a_search_that_succeeds_ends_the_pause_and_makes_the_next_one_short(sess
 def test_members_of_which_none_answers_are_searched_for_anew_but_not_all_the_time(
     session: Session, clock: FakeTime
 ) -> None:
-    session.discovered(table())
+    session.discovered(table(), "a")
     session.note(NOBODY)
     assert not session.needs_discovery()
     clock.now += SEARCH_PAUSE * 1.5 + 0.01
@@ -245,23 +247,23 @@ def test_members_of_which_none_answers_are_searched_for_anew_but_not_all_the_tim
     assert not session.needs_discovery()
     session.note(NOBODY)
     assert session.needs_discovery()
-    session.discovered(table())
+    session.discovered(table(), "a")
     assert not session.needs_discovery()
     assert session.counters.errors == 3
 
 
 def test_a_view_makes_its_context_once_per_table(session: Session) -> None:
-    session.discovered(table())
+    session.discovered(table(), "a")
     view = View(session, Configuration())
     first = view.context()
     assert view.context() is first
-    session.discovered(table(incarnation=2))
+    session.discovered(table(incarnation=2), "a")
     assert view.context() is not first
 
 
 def test_a_closed_session_says_so(session: Session) -> None:
     session.check_open()
-    session.discovered(table())
+    session.discovered(table(), "a")
     session.closed = True
     assert session.needs_discovery()
     with pytest.raises(ClientClosed):

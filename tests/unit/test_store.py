@@ -308,7 +308,28 @@ def test_a_floor_never_sinks(store: Store) -> None:
     store.delete(KEY, v(10), 5)
     assert store.floor(KEY) == v(10)
     store.clear(b"ns\0", v(3), 0)
-    assert store.floors == [v(10), v(3), v(3), v(3)]
+    assert store.floors == [v(11), v(3), v(3), v(3)]
+
+
+def test_what_was_promised_above_a_clear_of_its_namespace_stays_a_barrier(store: Store) -> None:
+    """It may have been accepted elsewhere before."""
+    store.prepare(KEY, v(11), 0)
+    store.clear(b"ns\0", v(3), 0)
+    assert store.accept(KEY, v(11), b"", 0, None, 0) == (NEWER, v(11))
+    assert store.set(KEY, v(5), b"", 0, None, 0) == (NEWER, v(11))
+
+
+def test_the_top_of_a_key_is_above_all_that_is_held_forgotten_or_promised(store: Store) -> None:
+    assert store.top(KEY, 0) == ZERO
+    put(store, KEY, 1, ttl=5)
+    assert store.top(KEY, 0) == v(1)
+    store.delete(NEIGHBOUR, v(2), 0)
+    assert store.top(KEY, 0) == v(2)
+    put(store, KEY, 3)
+    assert store.top(KEY, 0) == v(3)
+    store.prepare(KEY, v(4), 0)
+    store.promises.release(KEY, v(4))
+    assert store.top(KEY, 0) == v(4), "what was promised once may have been accepted"
 
 
 def test_a_held_key_is_written_below_the_floor_that_others_raised(store: Store) -> None:

@@ -137,7 +137,7 @@ class Model:
             self.drop_promise(key)
 
     def drop_promise(self, key: bytes) -> None:
-        """For want of time or room: its barrier stays."""
+        """For want of time or room, or cleared away: its barrier stays."""
         self.forgotten.append((slot_of(key), self.top(key)))
         del self.promised[key]
 
@@ -377,7 +377,7 @@ class StoreMachine(RuleBasedStateMachine):
     def clear(self, prefix: bytes, away: int) -> None:
         version, model = self.version(away), self.model
         for key in [key for key in model.promised if key.startswith(prefix)]:
-            del model.promised[key]
+            model.drop_promise(key)
         for key, held in model.held.items():
             held.hidden = held.hidden or (key.startswith(prefix) and held.version <= version)
         model.forgotten += [(slot, version) for slot in range(SLOTS)]
