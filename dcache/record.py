@@ -3,7 +3,7 @@
 A version is 12 bytes that sort as bytes, big-endian: 48 bits of wall-clock milliseconds, a 16-bit counter, a 32-bit
 writer id.  The newest wins, by version alone; no two writes ever share a version, because
 
-* a writer's own clock never goes back (`VersionClock.stamp`), and
+* a writer's own clock never goes back (`VersionClock.stamp`): whose does is another writer from then on, and
 * a version made just above somebody else's (`VersionClock.above`) takes a fresh writer id each time.
 
 A node has no other notion of time order: what it forgot is remembered as one version per slot, the *floor*.
@@ -24,6 +24,10 @@ ZERO = Version(bytes(12))
 """Below every version a writer can stamp: the floor of a slot that has forgotten nothing."""
 
 COUNTER_MAX = 0xFFFF
+
+SET_BACK = 10_000
+"""Milliseconds by which a wall clock goes back only if it was set."""
+
 WRITERS = 1 << 32
 
 
@@ -52,7 +56,9 @@ class VersionClock:
     """Stamps versions for one writer (a process); safe to share between threads.
 
     `writer` is a random 32-bit id and `wall` gives milliseconds since 1970.  The clock never goes back, even when the
-    wall clock does; more than 65,536 stamps in a millisecond borrow from the next one.
+    wall clock does a bit; more than 65,536 stamps in a millisecond borrow from the next one.  When the wall clock is set
+    back by more than `SET_BACK`, it was wrong before, and so far ahead that nodes may refuse what it stamps: then this
+    one follows it, as another writer, so that no version is stamped twice.
     """
 
     def __init__(self, writer: int, wall: Callable[[], int]) -> None:
@@ -71,6 +77,9 @@ class VersionClock:
         """A version of now, above all that this clock stamped before."""
         now = self._wall()
         with self._lock:
+            if now < self._last - SET_BACK:
+                self._writer = self._new_other()
+                self._last = now - 1
             if now > self._last:
                 self._last, self._counter = now, 0
             elif self._counter < COUNTER_MAX:
@@ -91,7 +100,11 @@ class VersionClock:
         else:
             milliseconds, counter = milliseconds + 1, 0
         with self._lock:
+            return make_version(milliseconds, counter, self._new_other())
+
+    def _new_other(self) -> int:
+        """A writer id that this clock has not used."""
+        self._other = (self._other + 1) % WRITERS
+        if self._other == self._writer:
             self._other = (self._other + 1) % WRITERS
-            if self._other == self._writer:
-                self._other = (self._other + 1) % WRITERS
-            return make_version(milliseconds, counter, self._other)
+        return self._other

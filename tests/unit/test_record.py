@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dcache.record import (
     COUNTER_MAX,
+    SET_BACK,
     WRITERS,
     ZERO,
     Record,
@@ -72,9 +73,34 @@ def test_stamps_only_grow_whatever_the_wall_clock_does(walls: list[int]) -> None
 
 def test_a_wall_clock_that_goes_back_is_waited_for() -> None:
     """Until it has caught up, stamps stay in the millisecond that was reached before."""
-    times = iter([NOW, NOW - 3_600_000, NOW - 1, NOW, NOW + 1])
+    times = iter([NOW, NOW - SET_BACK, NOW - 1, NOW, NOW + 1])
     clock = VersionClock(7, lambda: next(times))
     assert [split(clock.stamp())[:2] for _ in range(5)] == [(NOW, 0), (NOW, 1), (NOW, 2), (NOW, 3), (NOW + 1, 0)]
+
+
+def test_a_wall_clock_that_was_set_right_is_followed_by_another_writer() -> None:
+    """Else a clock that was hours ahead for a moment would keep its client from writing for hours."""
+    times = iter([NOW + 3_600_000, NOW, NOW, NOW + 1, NOW - 3_600_000])
+    clock = VersionClock(7, lambda: next(times))
+    stamps = [split(clock.stamp()) for _ in range(5)]
+    assert [stamp[:2] for stamp in stamps] == [
+        (NOW + 3_600_000, 0),
+        (NOW, 0),
+        (NOW, 1),
+        (NOW + 1, 0),
+        (NOW - 3_600_000, 0),
+    ]
+    writers = [stamp[2] for stamp in stamps]
+    assert writers[0] == 7
+    assert len(set(writers)) == 3
+
+
+@given(st.lists(st.integers(0, 20).map(lambda hours: NOW + hours * 3_600_000), max_size=40))
+def test_a_clock_that_is_set_to_and_fro_stamps_nothing_twice(walls: list[int]) -> None:
+    times = iter(walls)
+    clock = VersionClock(7, lambda: next(times))
+    stamps = [version for _ in walls for version in (clock.stamp(), clock.above(ZERO))]
+    assert len(set(stamps)) == len(stamps)
 
 
 def test_more_stamps_than_a_millisecond_holds_borrow_from_the_next() -> None:
