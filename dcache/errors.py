@@ -91,7 +91,14 @@ class ClockSkew(DcacheError):
 
 
 class ClusterMismatch(DcacheError):
-    """A node belongs to another cluster, or has other cluster settings, than expected."""
+    """A node belongs to another cluster, or has other cluster settings, than expected.
+
+    `cluster_id` is the cluster that it belongs to, where that is what differs.
+    """
+
+    def __init__(self, message: str, cluster_id: str = "") -> None:
+        super().__init__(message)
+        self.cluster_id = cluster_id
 
 
 class ClientClosed(DcacheError):

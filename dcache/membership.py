@@ -209,7 +209,10 @@ def check_settings(mine: Settings, theirs: Settings) -> None:
     for field in attrs.fields(Settings):
         ours, other = getattr(mine, field.name), getattr(theirs, field.name)
         if ours != other:
-            raise ClusterMismatch(f"another cluster: {field.name} is {other!r} there and {ours!r} here")
+            raise ClusterMismatch(
+                f"another cluster: {field.name} is {other!r} there and {ours!r} here",
+                theirs.cluster_id if theirs.cluster_id != mine.cluster_id else "",
+            )
 
 
 def parse_address(text: str, default_port: int | None = None) -> tuple[str, int]:

@@ -36,6 +36,7 @@ from dcache.agent.wishes import Wishes, name_taken
 from dcache.errors import ClusterMismatch, ProtocolError
 from dcache.membership import Member, MemberTable, RingState, Settings, member_from_wire, member_to_wire
 from dcache.node.refusal import Refusal
+from dcache.ops.quorum import majority
 from dcache.wire import Code
 
 __all__ = ["Agent", "Ballot", "CannotJoin", "Holdings", "Terms", "terms_from_wire"]
@@ -76,6 +77,7 @@ class Agent:
         self.unlike: dict[str, int] = {}  # those that wait too and expect so many nodes, not as many as this one
         self.trouble: CannotJoin | None = None
         self.own_addresses = {me.address}  # where this node was found when it asked its peers
+        self.elsewhere: dict[str, str] = {}  # members that answer as nodes of another cluster, and of which
         self.called_by: frozenset[str] = frozenset()  # addresses of a cluster that takes this node for a member
         self.leftover: set[int] = set()
         self.regained: set[int] = set()
@@ -169,16 +171,33 @@ class Agent:
             self.called_by = frozenset(row.address for row in table.members.values()) - self.own_addresses
 
     def _check_not_a_second(self, table: MemberTable) -> None:
-        """A node that founded a cluster of itself alone, while it is a member of another that could not reach it in
-        time, must not go on: clients of both know its address."""
+        """Nodes that founded a cluster while they are members of another that could not reach them in time must not go
+        on, unless they are so many that the other one cannot: clients of both know their addresses."""
         mine = self.table
         if mine is None or mine.settings.cluster_id == table.settings.cluster_id:
             return
-        if mine.ring_state.names == {self.me.name} != table.ring_state.names and self.me.name in table.members:
+        names = table.ring_state.names
+        alone = mine.ring_state.names == {self.me.name} != names and self.me.name in table.members
+        left = names - table.down - mine.ring_state.names
+        if alone or (self.me.name in names and len(left) >= majority(len(names))):
             self.trouble = CannotJoin(
                 f"cluster {table.settings.cluster_id} has {self.me.name} for a member and reaches it here, but this "
-                f"process founded cluster {mine.settings.cluster_id}: start it again, with --join and the address of "
+                f"process is of cluster {mine.settings.cluster_id}: start it again, with --join and the address of "
                 f"another member"
+            )
+
+    def found_elsewhere(self, name: str, error: ClusterMismatch) -> None:
+        """A member answered as a node of another cluster.  Once so many have that this one can agree on nothing any
+        more, this node gives up: they lost their memory, all at once, and began anew."""
+        if self.table is None or not error.cluster_id:
+            return
+        self.elsewhere[name] = error.cluster_id
+        ring = self.table.ring_state.names
+        gone = [member for member in sorted(ring) if self.elsewhere.get(member) == error.cluster_id]
+        if len(gone) >= majority(len(ring)):
+            self.trouble = CannotJoin(
+                f"cluster {self.table.settings.cluster_id} is no more: {', '.join(gone)}, most of its members, are of "
+                f"cluster {error.cluster_id} now: start this node again, with --join and the address of one of them"
             )
 
     # -- the ring's register ------------------------------------------------------------------------------------------

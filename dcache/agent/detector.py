@@ -127,6 +127,7 @@ class Detector:
         return [name for name in others if name not in table.down], [name for name in others if name in table.down]
 
     def _answered(self, name: str) -> None:
+        self._agent.elsewhere.pop(name, None)
         self.suspicions.answered(name, self._now())
 
     def _take_in(self, reply: Reply, before: int) -> bytes | None:
@@ -230,6 +231,8 @@ class Detector:
             )
 
     def _complain(self, node: str, error: Exception) -> None:
+        if isinstance(error, ClusterMismatch):
+            self._agent.found_elsewhere(node, error)
         self._warn(node, type(error).__name__, f"{node} does not answer as a member of this cluster: {error}")
 
     def _warn(self, node: str, kind: str, line: str) -> None:

@@ -32,8 +32,9 @@ def form(agent: Agent, peers: Sequence[str], cluster_id: str, patience: float = 
     """Until this node is of a cluster, on its ring or about to ask to be let in; `CannotJoin` if it finds one that it
     cannot be of.
 
-    A node that was sent to nobody waits for `patience` seconds before it founds a cluster of its own: if it is a member
-    of one that is there, which its command line does not say, it is called by the others, and asks them.
+    A node waits for `patience` seconds before it founds a cluster: if it is a member of one that is there, whose other
+    members its command line does not name, it is called by them, and asks them.  So nodes that founded a cluster and
+    are started again, all at once, find what has become of it.
     """
     waits = 0
     while True:

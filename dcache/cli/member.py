@@ -33,7 +33,7 @@ log = logging.getLogger("dcache.node")
 
 PEER_TIMEOUT = 1.0
 CONNECT_TIMEOUT = 1.0
-WAITS = 2  # probe intervals that a node which was sent to nobody waits to be called
+WAITS = 2  # probe intervals that a node waits to be called before it founds a cluster
 
 
 class Membership:
@@ -84,8 +84,7 @@ class Membership:
         """Until this node has left the cluster; `CannotJoin` if it cannot be of it."""
         settings, agent = self._settings, self.agent
         peers = [peer for peer in settings.join if peer != agent.me.address]
-        alone = settings.expect == 1 and not peers
-        patience = WAITS * settings.probe_interval if alone else 0.0
+        patience = WAITS * settings.probe_interval
         await self._run(form(agent, peers, self._machine.new_id(), patience))
         await self._run(join(agent, self._machine.random, self._machine.monotonic))
         await first_of(*self._upkeep())

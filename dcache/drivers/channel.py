@@ -29,14 +29,6 @@ class Waiter(Protocol):
     def failed(self, call: Call, error: Exception, sent: bool) -> None: ...
 
 
-class ForeignCluster(ClusterMismatch):
-    """The node named another cluster than expected."""
-
-    def __init__(self, node: str, expected: str, cluster_id: str) -> None:
-        super().__init__(f"node {node} belongs to cluster {cluster_id}, this client to {expected}")
-        self.cluster_id = cluster_id
-
-
 @attrs.frozen
 class Handshake:
     """What is said and expected in `hello`.
@@ -65,7 +57,8 @@ class Handshake:
         if protocol != PROTOCOL:
             raise ProtocolError(f"node {node} speaks protocol {protocol}, this is {PROTOCOL}: upgrade the older one")
         if self.cluster_id is not None and cluster_id and cluster_id != self.cluster_id:
-            raise ForeignCluster(node, self.cluster_id, cluster_id)
+            mine = self.cluster_id
+            raise ClusterMismatch(f"node {node} belongs to cluster {cluster_id}, this client to {mine}", cluster_id)
         if self.node is not None and node != self.node:
             raise ClusterMismatch(f"the node at this address is called {node}, not {self.node}")
         if self.skew is not None and not sent - self.skew <= time <= self.wall() + self.skew:

@@ -11,8 +11,8 @@ from typing import Any
 
 import attrs
 
-from dcache.drivers.channel import ForeignCluster, Handshake, Waiter
-from dcache.errors import NodeError
+from dcache.drivers.channel import Handshake, Waiter
+from dcache.errors import ClusterMismatch, NodeError
 from dcache.ops.backoff import Backoff
 from dcache.ops.context import Counters
 from dcache.ops.effects import Call, LeftAlone, Link, Round
@@ -93,7 +93,7 @@ class Books:
             if error.code == Code.WRONG_RING:
                 self.topology.offer(error.detail, node)
             return
-        if isinstance(error, ForeignCluster) and self.topology.foreign(node, error.cluster_id):
+        if isinstance(error, ClusterMismatch) and error.cluster_id and self.topology.foreign(node, error.cluster_id):
             return
         now = self.settings.monotonic()
         if not self.backoff.resting(node, now):  # else the calls on one broken connection would count one by one

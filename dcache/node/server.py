@@ -58,6 +58,7 @@ class Connection(asyncio.Protocol):
         self._choked_at: float | None = None
         self._heard = self._begun = server.now()
         self.push = False
+        self.expects: str | None = None  # the cluster that it came for
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -162,7 +163,7 @@ class Connection(asyncio.Protocol):
             log.exception("internal error in %s", method)
             return encode_error(message_id, Code.INTERNAL)
         if method == "hello":
-            self._greeted, self.push = True, params[2] is True
+            self._greeted, self.expects, self.push = True, params[1], params[2] is True
         return encode_reply(message_id, result)
 
     def _reject(self, error: ProtocolError) -> None:
@@ -215,10 +216,17 @@ class Server:
         return bound
 
     def push(self, method: str, params: tuple[Any, ...]) -> None:
-        """Notify every client that asked for it."""
+        """Notify every client that asked for it.
+
+        Whoever came for another cluster, before this node was of any, has to go: it would take for its own what it gets
+        here.
+        """
+        cluster_id = self.service.view.cluster_id
         frame = encode_notification(method, params)
         for connection in list(self.connections):
-            if connection.push:
+            if connection.expects not in (None, cluster_id):
+                connection.drop("it came for another cluster", logging.INFO)
+            elif connection.push:
                 connection.notify(frame)
 
     async def stop(self, grace: float) -> None:

@@ -37,6 +37,8 @@ from dcache.testing.sim.simulation import Clock, Host, Process, Simulation
 from dcache.wire import DEFAULT_PORT
 
 T = TypeVar("T")
+LATER = ("n4:7400", "n5:7400")
+"""Seeds of clients beside the founders: nodes that may join, while all founders leave."""
 
 
 class SimulatedClient(AsyncClient):
@@ -168,7 +170,7 @@ class Cluster:
     def client(self, name: str, **settings: Any) -> ClientHost:
         """A program with a client, on a host of its own."""
         client = self.clients[name] = ClientHost(
-            self.simulation.host(name, self._clock(name)), list(self._seeds), settings
+            self.simulation.host(name, self._clock(name)), list(dict.fromkeys((*self._seeds, *LATER))), settings
         )
         return client
 

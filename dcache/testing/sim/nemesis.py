@@ -14,6 +14,9 @@ from dcache.testing.sim.cluster import Cluster, NodeHost
 
 MOST_NODES = 5
 HEALED = 0.4
+TOLERATED_MS = 12_000
+"""How far a clock may be off that nobody sets right: less than half of what clients and nodes tolerate."""
+
 TROUBLES = (
     "kill",
     "power_off",
@@ -65,6 +68,8 @@ class Nemesis:
         self._network.calm()
         for host in self._sim.hosts.values():
             host.resume()
+            if abs(host.clock.offset_ms) > TOLERATED_MS:
+                host.step_clock(-host.clock.offset_ms)
         on_the_ring = self.cluster.newest_names()
         for node in self.cluster.nodes.values():
             if not node.running and node.name in on_the_ring:
@@ -152,7 +157,8 @@ class Nemesis:
 
     def step_clock(self) -> bool:
         host = self._random.choice(list(self._sim.hosts.values()))
-        wanted = self._random.randint(-self.skew_ms, self.skew_ms)
+        most = self._random.choice((0, min(self.skew_ms, 12_000), self.skew_ms))
+        wanted = self._random.randint(-most, most)
         host.step_clock(wanted - host.clock.offset_ms)
         return self._say(f"sets the clock of {host.name} {wanted:+d} ms off")
 
@@ -163,7 +169,7 @@ class Nemesis:
         newest = max((node.epoch for node in running), default=0)
         knowing = {
             node.name for node in running if node.epoch == newest and node.agent is not None and node.agent.on_ring
-        }
+        } - self._told
         return [node for node in running if knowing - {node.name}]
 
     def _one(self, nodes: Sequence[NodeHost]) -> NodeHost | None:

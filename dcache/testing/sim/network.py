@@ -323,6 +323,5 @@ class Network:
 
 
 def _made(end: End, factory: Callable[[], asyncio.BaseProtocol]) -> None:
-    if not end.is_closing():  # it may have been broken before a stopped process came to know of it
-        end.protocol = factory()
-        end.open()
+    end.protocol = factory()
+    end.open()

@@ -81,6 +81,14 @@ PROFILES: dict[str, Profile] = {
         replicas=(2, 3, 3, 3),
         forgets=True,
     ),
+    "linearizable": Profile(
+        about="clients in linearizable mode, on a ring that changes, with clocks that are set hours off",
+        troubles=(*NETWORK, *NODES, *RING, "step_clock", "step_clock", "step_clock"),
+        judge=checker.check_linearizable,
+        nodes=(3, 3, 4),
+        steps_ms=2 * 3_600_000,
+        client={"consistency": "linearizable"},
+    ),
     "available": Profile(
         about="one reply is enough, amid everything",
         troubles=(*NETWORK, *NODES, *RING, "evict", "blackout", "step_clock"),

@@ -276,10 +276,11 @@ def segments(calls: Sequence[Call], blackouts: Sequence[int]) -> Iterator[list[C
     """What was called between two blackouts, each of which begins a cluster anew: versions are not compared over them,
     and a value from before would be one that was never written.  What was on its way is in doubt on both sides."""
     for begin, end in itertools.pairwise((0, *blackouts, NEVER)):
+        there = (call for call in calls if call.start < end and _acted_by(call) >= begin)
         yield [
-            call if begin <= call.start and _acted_by(call) < end else attrs.evolve(call, outcome=Outcome.DOUBT)
-            for call in calls
-            if call.start < end and _acted_by(call) >= begin and (_within(call, begin, end) or call.op in CHANGING)
+            call if _within(call, begin, end) else _interrupted(call)
+            for call in there
+            if _within(call, begin, end) or call.op in CHANGING
         ]
 
 
@@ -287,12 +288,16 @@ CHANGING = CHANGES | {Op.FILL, Op.INCR}
 
 
 def _within(call: Call, begin: int, end: int) -> bool:
-    return begin <= call.start and call.end < end
+    return begin <= call.start and _acted_by(call) < end
 
 
 def _acted_by(call: Call) -> int:
     """Until when a call may do something: what was computed is stored after that."""
     return call.end + int(PATIENCE * 1e6) if call.op is Op.FILL else call.end
+
+
+def _interrupted(call: Call) -> Call:
+    return attrs.evolve(call, outcome=Outcome.DOUBT, cancelled=call.op is Op.FILL)
 
 
 def _told(violation: Violation) -> str:

@@ -12,9 +12,10 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from types import FrameType
 
 import attrs
@@ -61,11 +62,11 @@ def broken_down(profile: str, seed: int, why: str) -> Report:
     return Report(profile, seed, (why,), 0.0, 0, "", Counter())
 
 
-def attempts(plan: Iterable[Seed], jobs: int) -> Iterator[Result]:
+def attempts(plan: Iterable[Seed], jobs: int) -> Generator[Result, None, None]:
     """Make these runs, in so many processes, 1 being this one; results come as they are ready.
 
-    `plan` may be endless: it is asked for a seed when there is somebody to run it.  Closing the iterator leaves the rest
-    of them unrun.
+    `plan` may be endless: it is asked for a seed when there is somebody to run it.  Closing the generator leaves the
+    rest of them unrun.
     """
     seeds = iter(plan)
     if jobs == 1:
@@ -80,13 +81,19 @@ def attempts(plan: Iterable[Seed], jobs: int) -> Iterator[Result]:
 
 
 def _shared_out(pool: ProcessPoolExecutor, seeds: Iterator[Seed], ahead: int) -> Iterator[Result]:
-    given = {pool.submit(_limited, *seed): seed for seed in itertools.islice(seeds, ahead)}
+    given: dict[Future[Result], Seed] = {}
+
+    def give(most: int) -> None:
+        with _uninterrupted():
+            given.update((pool.submit(_limited, *seed), seed) for seed in itertools.islice(seeds, most))
+
+    give(ahead)
     while given:
         done, _ = wait(given, return_when=FIRST_COMPLETED)
         for future in done:
             result = _result(future, given.pop(future))
-            for seed in itertools.islice(seeds, 1):
-                given[pool.submit(_limited, *seed)] = seed
+            if not isinstance(future.exception(), BrokenProcessPool):
+                give(1)
             yield result
 
 
@@ -98,11 +105,25 @@ def _result(future: Future[Result], seed: Seed) -> Result:
         return Result(broken_down(*seed, f"perhaps not its fault: {error}"), 0.0)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C waiting, and from the processes that are started here for ever: the parent lets them end what they
+    have begun."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # -- in a process of its own ------------------------------------------------------------------------------------------
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the parent, who lets runs end that have begun
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, _break_off)
     gc.collect()

@@ -8,8 +8,8 @@
         sim.run(30.0)                       # 30 s of virtual time
         sim.run_until(lambda: process.done, 60.0)
 
-Processes run asyncio programs as they are (see `loop`), and the real code of dcache with them (see `cluster`).  A program
-takes no time by itself: time passes where it waits, for others or for a timer.
+Processes run asyncio programs as they are (see `loop`), and the real code of dcache with them (see `cluster`).  A
+program takes no time by itself: time passes where it waits, for others or for a timer.
 
 Everything random comes from the seed, by one stream per use: a new draw in one place does not shift what another draws.
 The same seed and the same code give the same run, which `digest` tells: a hash of every packet that arrived, and of
@@ -246,8 +246,8 @@ class Simulation:
         self.network = Network(self, self.stream("network"))
 
     def __enter__(self) -> Self:
-        """Garbage is then collected after so many events, not when the interpreter finds it is time: what its collection
-        does, such as complaining of errors that nobody asked for, happens at the same moment of every run."""
+        """Garbage is then collected after so many events, not when the interpreter finds it is time: what comes of it,
+        such as complaints about errors that nobody asked for, happens at the same moment of every run."""
         self._collecting = gc.isenabled()
         gc.disable()
         return self
