@@ -171,3 +171,12 @@ def chaos(session: nox.Session) -> None:
     """Clients at work while nodes die, hang, join and leave and the network fails; `-- --seeds 20` takes more seeds."""
     install_for_tests(session)
     session.run("python", "-m", "tests.chaos.long", *session.posargs)
+
+
+@nox.session
+def simulate(session: nox.Session) -> None:
+    """10,000 seeds of every profile on simulated machines; `-- --seeds 500 --profile changes` takes others."""
+    install_for_tests(session)
+    said = {"--seed", "--seeds", "--minutes", "--until-failure"} & {given.split("=")[0] for given in session.posargs}
+    seeds = [] if said else ["--seeds", "10000"]
+    session.run("python", "-m", "dcache.cli.sim", *seeds, *session.posargs)

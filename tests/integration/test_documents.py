@@ -33,6 +33,7 @@ from dcache.agent.agent import Agent, Terms
 from dcache.agent.completing import Completing
 from dcache.agent.detector import Detector
 from dcache.agent.repair import Repair
+from dcache.cli import sim
 from dcache.cli.program import program
 from dcache.cli.settings import NodeSettings, load
 from dcache.client.cached import Cached
@@ -47,7 +48,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 CHAPTERS = sorted([README, *ROOT.glob("docs/*.md")])
 DOCUMENTS = sorted([*CHAPTERS, ROOT / "CHANGELOG.md", *ROOT.glob(".github/*.md")])
-EXPECTED = ("architecture.md", "protocol.md", "consistency.md", "operations.md", "patterns.md", "api.md")
+EXPECTED = ("architecture.md", "protocol.md", "consistency.md", "operations.md", "patterns.md", "api.md", "testing.md")
 
 DEMO = "python3 -m venv .venv && .venv/bin/pip install -q '.[cli]' && .venv/bin/dcache demo"
 CHECKS = "python3 -m venv .venv && .venv/bin/pip install -q nox==2026.10.20 && .venv/bin/nox"
@@ -241,6 +242,8 @@ def commands(block: Block) -> Iterator[tuple[dict[str, str], list[str]]]:
 def check_command(variables: Mapping[str, str], name: str, arguments: list[str]) -> None:
     if name == "dcache-node":
         load(arguments, variables)
+    elif name == "dcache-sim":
+        sim.arguments(arguments)
     elif name == "dcache":
         ended = CliRunner().invoke(program, [*arguments, "--help"], env=dict(variables))
         assert ended.exit_code == 0, ended.output
@@ -340,6 +343,18 @@ def test_every_command_of_dcache_is_told_of_with_its_options() -> None:
         assert re.search(rf"`dcache {name}\b", text), name
         for parameter in (*command.params, *program.params):
             assert all(f"`{option}" in text for option in parameter.opts if option.startswith("--")), parameter.opts
+
+
+# -- testing.md -------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_of_dcache_sim_is_told_of_and_no_other() -> None:
+    options = {option for action in sim.parser()._actions for option in action.option_strings}
+    told = {
+        row[0] for row in cells(text_of("testing.md", "Simulating")) if row[0].startswith("--") and row[0].strip("-")
+    }
+    assert told == options - {"-h", "--help"}
+    assert row_of(text_of("testing.md", "Simulating"), "--seeds")[1] == str(sim.SEEDS)
 
 
 # -- protocol.md ------------------------------------------------------------------------------------------------------
