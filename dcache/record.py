@@ -56,9 +56,9 @@ class VersionClock:
     """Stamps versions for one writer (a process); safe to share between threads.
 
     `writer` is a random 32-bit id and `wall` gives milliseconds since 1970.  The clock never goes back, even when the
-    wall clock does a bit; more than 65,536 stamps in a millisecond borrow from the next one.  When the wall clock is set
-    back by more than `SET_BACK`, it was wrong before, and so far ahead that nodes may refuse what it stamps: then this
-    one follows it, as another writer, so that no version is stamped twice.
+    wall clock does a bit; more than 65,536 stamps in a millisecond borrow from the next one.  A wall clock that goes
+    back by more than `SET_BACK` was wrong before, and perhaps so far ahead that nodes refuse what is stamped by it: then
+    this clock follows, as another writer, so that no version is stamped twice.
     """
 
     def __init__(self, writer: int, wall: Callable[[], int]) -> None:

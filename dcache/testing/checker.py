@@ -29,11 +29,6 @@ STRICT: tuple[Rule, ...] = (*MAJORITIES, overwritten)
 LINEARIZABLE: tuple[Rule, ...] = (*MAJORITIES, order)  # which finds all that was overwritten, and more
 
 
-def check(history: Iterable[Call]) -> list[Violation]:
-    """Of strict clients whose clocks agree: for them the order is that of the linearizable mode."""
-    return check_linearizable(history)
-
-
 def check_strict(history: Iterable[Call]) -> list[Violation]:
     """Of strict clients, whatever their clocks say."""
     return _check(history, STRICT)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import attrs
 
 from dcache import Client
-from dcache.testing.checker import check
+from dcache.testing.checker import check_strict
 from dcache.testing.cluster import wait_for
 from dcache.testing.history import Violation
 from tests.chaos import report
@@ -87,7 +87,7 @@ def storm(
             settle(ground, client, crew.keys.all())
     finally:
         calls = history.all()
-        violations = check(calls)
+        violations = check_strict(calls)
         report.save(directory, calls, violations, zero, [f"seed {seed}", *nemesis.log])
         ground.save_logs(directory)
     coverage, counted = Coverage.of(calls), report.table(calls)

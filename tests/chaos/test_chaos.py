@@ -13,7 +13,7 @@ import pytest
 
 from dcache.ops.cluster import Holding
 from dcache.record import make_version
-from dcache.testing.checker import check
+from dcache.testing.checker import check_linearizable
 from dcache.testing.workload import Keys
 from tests.chaos.ground import ProxiedCluster, disagreement
 from tests.chaos.storm import judge, storm
@@ -40,7 +40,7 @@ def test_clients_that_ask_too_few_owners_are_found_out() -> None:
     one = {"read_quorum": "one", "timeout": TIMEOUT}
 
     def found() -> bool:
-        return "an older value after a newer one" in {violation.rule for violation in check(history.all())}
+        return "an older value after a newer one" in {violation.rule for violation in check_linearizable(history.all())}
 
     with (
         ProxiedCluster(3) as cluster,

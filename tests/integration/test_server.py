@@ -105,7 +105,14 @@ class Node:
     port: int = 0
     peers: list[Peer] = attrs.field(factory=list)
 
-    async def connect(self, *, greet: bool = True, push: bool = False, receive_buffer: int | None = None) -> Peer:
+    async def connect(
+        self,
+        *,
+        greet: bool = True,
+        push: bool = False,
+        cluster_id: str | None = None,
+        receive_buffer: int | None = None,
+    ) -> Peer:
         sock = socket.socket()
         sock.setblocking(False)
         if receive_buffer is not None:
@@ -114,7 +121,7 @@ class Node:
         self.peers.append(peer)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
         if greet:
-            assert (await peer.call("hello", PROTOCOL, None, push))["node"] == "n1"
+            assert (await peer.call("hello", PROTOCOL, cluster_id, push))["node"] == "n1"
         return peer
 
     async def served(self, count: int) -> None:
@@ -672,6 +679,22 @@ def test_notifications_reach_only_those_who_asked_for_them(on_loop: OnLoop) -> N
             assert await did_not.call("ping") is None
             await stranger.send(pinging(1))
             assert [message[1] for message in await stranger.rest()] == [None]
+
+    on_loop(main)
+
+
+def test_who_came_for_another_cluster_is_sent_away_when_the_node_is_of_one(on_loop: OnLoop) -> None:
+    """It said hello when the node was of none yet, and would take for its own what it gets here."""
+
+    async def main() -> None:
+        async with serving() as node:
+            right, any_will_do = await node.connect(push=True, cluster_id="c"), await node.connect(push=True)
+            wrong = await node.connect(cluster_id="another")
+            node.service.view = View("c", b"f", ("table",))
+            node.server.push("table", (("table",),))
+            assert await wrong.rest() == []
+            for peer in (right, any_will_do):
+                assert await peer.message() == (2, "table", (("table",),))
 
     on_loop(main)
 

@@ -530,6 +530,66 @@ def test_a_cluster_of_several_is_not_given_up_for_another() -> None:
     assert one.agent.trouble is None
 
 
+def founders(cluster_id: str, *names: str) -> Agent:
+    """The first of these, which founded a cluster together."""
+    one = seat(*names)
+    one.agent.found(cluster_id)
+    return one.agent
+
+
+def down(table: MemberTable, *names: str) -> MemberTable:
+    for name in names:
+        table = table.with_member(attrs.evolve(table.members[name], health=Health.DOWN))
+    return table
+
+
+def test_founders_of_a_cluster_that_goes_on_without_them_give_up_the_one_that_they_founded_again() -> None:
+    """As when the nodes that everybody is sent to are started again, all at once, in a cluster that has grown."""
+    agent = founders("cluster-2", "a", "b", "c")
+    refusal(agent, "offer", down(table_of(*"abcdefg"), "a", "b", "c").to_wire())
+    assert "cluster cluster-1 has a for a member and reaches it here" in str(agent.trouble)
+
+
+@pytest.mark.parametrize("dead", ["abc", "abcd"])
+def test_founders_keep_to_their_new_cluster_if_the_old_one_cannot_go_on(dead: str) -> None:
+    agent = founders("cluster-2", "a", "b", "c")
+    refusal(agent, "offer", down(table_of(*"abcde" if dead == "abc" else "abcdefg"), *dead).to_wire())
+    assert agent.trouble is None
+
+
+def elsewhere(cluster_id: str) -> ClusterMismatch:
+    return ClusterMismatch("another cluster", cluster_id)
+
+
+def test_a_cluster_most_of_whose_members_are_of_another_one_is_given_up() -> None:
+    one = seat("z", *"abc")
+    one.agent.adopt(table_of("a", "b", "c"))
+    one.agent.found_elsewhere("a", elsewhere("cluster-2"))
+    one.agent.found_elsewhere("a", elsewhere("cluster-2"))
+    assert one.agent.trouble is None
+    one.agent.found_elsewhere("b", elsewhere("cluster-2"))
+    assert "cluster cluster-1 is no more: a, b, most of its members, are of cluster cluster-2 now" in str(
+        one.agent.trouble
+    )
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [("a", "cluster-2"), ("b", "cluster-3")],
+        [("a", "cluster-2"), ("x", "cluster-2")],
+        [("a", "cluster-2"), ("b", "")],
+    ],
+    ids=["two others", "no member", "other settings"],
+)
+def test_a_cluster_is_not_given_up_for_less(answers: list[tuple[str, str]]) -> None:
+    one = seat("z", *"abc")
+    one.agent.adopt(table_of("a", "b", "c"))
+    for name, cluster_id in answers:
+        one.agent.found_elsewhere(name, elsewhere(cluster_id))
+    assert one.agent.trouble is None
+
+
 def test_a_node_of_no_cluster_that_is_called_a_member_will_ask_there() -> None:
     one = seat("a", boot=2)
     assert refusal(one.agent, "offer", table_of("a", "b", "c").to_wire()).code == Code.CLUSTER_MISMATCH

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import attrs
 import pytest
 
-from dcache.testing.checker import check, check_available, check_linearizable, check_strict
+from dcache.testing.checker import check_available, check_linearizable, check_strict
 from dcache.testing.history import WRITES, Call, Op, Violation
 from tests.unit.history_kit import (
     DOUBT,
@@ -32,7 +32,7 @@ from tests.unit.history_kit import (
 Check = Callable[[Iterable[Call]], list[Violation]]
 
 
-def rules(*history: Call, by: Check = check) -> set[str]:
+def rules(*history: Call, by: Check = check_linearizable) -> set[str]:
     return {violation.rule for violation in by(history)}
 
 
@@ -409,15 +409,15 @@ def test_a_history_that_cannot_have_happened_is_found(name: str) -> None:
 def test_a_history_that_cannot_have_happened_under_any_clocks_is_found(name: str) -> None:
     rule, history = WRONG_STRICT[name]
     assert rule in rules(*history, by=check_strict)
-    assert check(history) != []
+    assert check_linearizable(history) != []
 
 
 @pytest.mark.parametrize(
-    ("by", "name"), [(check, name) for name in WRONG] + [(check_strict, name) for name in WRONG_STRICT]
+    ("by", "name"), [(check_linearizable, name) for name in WRONG] + [(check_strict, name) for name in WRONG_STRICT]
 )
 def test_the_calls_that_show_a_violation_are_wrong_by_themselves(by: Check, name: str) -> None:
     """So that whoever reads a report need not look elsewhere."""
-    rule, history = (WRONG if by is check else WRONG_STRICT)[name]
+    rule, history = (WRONG if by is check_linearizable else WRONG_STRICT)[name]
     noise = [set_(at, at + 1, f"later{at}") for at in range(100, 140, 2)] + [read(200, 201, "later138")]
     if any(one.op in (Op.INCR, Op.COUNT) for one in history):
         noise = [incr(at, at + 1, f"n100+{at}", f"n{at}") for at in range(100, 140, 2)]
@@ -471,13 +471,13 @@ def test_only_under_one_clock_an_older_value_tells_of_an_older_write() -> None:
     ],
 )
 def test_what_is_wrong_by_itself_is_told_once(rule: str, history: list[Call]) -> None:
-    assert [violation.rule for violation in check(history)] == [rule]
+    assert [violation.rule for violation in check_linearizable(history)] == [rule]
 
 
 def test_keys_are_judged_one_by_one() -> None:
     right = [set_(0, 1, "a"), read(2, 3, "a")]
     wrong = [attrs.evolve(one, key="other") for one in WRONG["stale"][1]]
-    assert {violation.key for violation in check([*right, *wrong])} == {"other"}
+    assert {violation.key for violation in check_linearizable([*right, *wrong])} == {"other"}
 
 
 def test_the_order_of_the_calls_in_a_history_does_not_matter() -> None:

@@ -63,7 +63,7 @@ PROFILES: dict[str, Profile] = {
     "network": Profile(
         about="clocks agree, nobody ends, the ring stays: the network and stopped processes alone",
         troubles=NETWORK,
-        judge=checker.check,
+        judge=checker.check_strict,
         skew_ms=0,
         steps_ms=0,
     ),
