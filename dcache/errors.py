@@ -76,10 +76,19 @@ class QuorumError(DcacheError):
     """
 
     def __init__(self, what: str, *, needed: int, got: int, reasons: Mapping[str, str], in_doubt: bool) -> None:
-        told = "; ".join(f"{node}: {reason}" for node, reason in reasons.items()) or "no node answered"
-        doubt = ", in doubt: it may have been stored" if in_doubt else ""
-        super().__init__(f"{what}: {got} of {needed} needed answers{doubt} ({told})")
         self.needed, self.got, self.reasons, self.in_doubt = needed, got, dict(reasons), in_doubt
+        self._what = what
+        super().__init__(self._message())
+
+    def doubt(self) -> None:
+        """The write was tried before, and may have been stored then."""
+        self.in_doubt = True
+        self.args = (self._message(),)
+
+    def _message(self) -> str:
+        told = "; ".join(f"{node}: {reason}" for node, reason in self.reasons.items()) or "no node answered"
+        doubt = ", in doubt: it may have been stored" if self.in_doubt else ""
+        return f"{self._what}: {self.got} of {self.needed} needed answers{doubt} ({told})"
 
 
 class DeadlineExceeded(QuorumError, TimeoutError):

@@ -43,12 +43,19 @@ class Reruns:
     def __init__(self, session: Session, operation: Any, deadline: float) -> None:
         self._session, self._deadline = session, deadline
         owner = getattr(operation, "__self__", None)
+        self._of_many = isinstance(owner, Sets)
         self._operation = owner.repeats if isinstance(owner, Sets) else operation
         self._wait = FIRST_PAUSE
+        self._in_doubt = False  # whether a run may have done something
 
     def pause(self, ctx: Context, error: QuorumError | ClusterMismatch) -> float:
-        """Seconds to wait before the next run; raises `error` if there is to be none."""
+        """Seconds to wait before the next run; raises `error` if there is to be none.
+
+        What an earlier run may have done is not undone because the last one certainly did nothing.
+        """
         session = self._session
+        if isinstance(error, QuorumError):
+            self._remember(error)
         pause = 0.0 if moved(session, ctx) else self._next_pause()
         in_time = session.settings.monotonic() + pause < self._deadline
         allowed = may_rerun(self._operation, error, linearizable=ctx.options.linearizable)
@@ -57,6 +64,11 @@ class Reruns:
             raise error
         session.counters.reruns += 1
         return pause
+
+    def _remember(self, error: QuorumError) -> None:
+        if self._in_doubt:
+            error.doubt()
+        self._in_doubt = error.in_doubt and not self._of_many  # of many keys each has a memory of its own
 
     def _next_pause(self) -> float:
         wait, self._wait = self._wait, min(LONGEST_PAUSE, self._wait * 2)
@@ -75,10 +87,12 @@ class Sets(Generic[K]):
         self.errors: dict[K, DcacheError] | None = None
         self._session, self._ttl = session, ttl
         self._left: dict[K, Any] = dict(mapping)
+        self._doubtful: set[K] = set()  # that an earlier run may have stored
 
     def run(self, ctx: Context) -> Op[dict[K, DcacheError]]:
         """What went wrong by key; raises the error of a key that is worth another run."""
         errors = yield from batch.set_many(ctx, self._left, self._ttl)
+        self._remember(errors)
         settled = {key: error for key, error in (self.errors or {}).items() if key not in self._left}
         self.errors = settled | errors
         lost = {key: error for key, error in errors.items() if isinstance(error, QuorumError)}
@@ -95,3 +109,11 @@ class Sets(Generic[K]):
             return self.errors
         self._left = {key: self._left[key] for key in again}
         raise errors[again[0]]
+
+    def _remember(self, errors: Mapping[K, DcacheError]) -> None:
+        for key, error in errors.items():
+            if isinstance(error, QuorumError):
+                if key in self._doubtful:
+                    error.doubt()
+                elif error.in_doubt:
+                    self._doubtful.add(key)

@@ -319,9 +319,12 @@ class Store:
 
         What it promised in them before, it promised without that knowledge, or has missed writes since.
         """
-        for slot in slots:
-            if self._owned[slot] and not self.complete_bits[slot]:
-                self.complete_bits[slot] = 1
+        owned, bits = self._owned, self.complete_bits
+        news = [slot for slot in slots if owned[slot] and not bits[slot]]
+        for slot in news:
+            bits[slot] = 1
+        if self.newest > ZERO:  # else nothing was ever promised
+            for slot in news:
                 self._void_promises(slot)
         self._count_complete()
 

@@ -96,6 +96,22 @@ def test_a_conditional_change_in_doubt_is_not_run_anew(session: Session, ctx: Co
     assert reruns(session, operation).pause(ctx, lost(REFUSED)) == 0
 
 
+def test_what_an_earlier_run_may_have_done_stays_in_doubt(session: Session, ctx: Context) -> None:
+    book = reruns(session, write.set)
+    book.pause(ctx, lost(REFUSED, in_doubt=True))
+    with pytest.raises(QuorumError, match="in doubt: it may have been stored") as raised:
+        book.pause(ctx, lost())
+    assert raised.value.in_doubt
+
+
+def test_runs_that_did_nothing_leave_no_doubt(session: Session, ctx: Context) -> None:
+    book = reruns(session, write.set)
+    book.pause(ctx, lost(REFUSED))
+    with pytest.raises(QuorumError) as raised:
+        book.pause(ctx, lost())
+    assert not raised.value.in_doubt
+
+
 # -- many keys --------------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +136,19 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(batch, "set_many", set_many)
     return told
+
+
+def test_each_of_many_keys_stays_in_doubt_that_an_earlier_run_may_have_stored(
+    session: Session, ctx: Context, told: list[dict[str, Any]]
+) -> None:
+    told += [{"a": lost(REFUSED, in_doubt=True), "b": lost(REFUSED)}, {"a": lost(), "b": lost()}]
+    sets = Sets(session, dict.fromkeys("ab", 1), None)
+    book = reruns(session, sets.run)
+    with pytest.raises(QuorumError) as raised:
+        outcome(sets, ctx)
+    book.pause(ctx, raised.value)
+    errors = outcome(sets, ctx)
+    assert (errors["a"].in_doubt, errors["b"].in_doubt) == (True, False)
 
 
 def test_keys_that_met_another_ring_are_written_again_and_only_those(
