@@ -180,3 +180,5 @@ def simulate(session: nox.Session) -> None:
     said = {"--seed", "--seeds", "--minutes", "--until-failure"} & {given.split("=")[0] for given in session.posargs}
     seeds = [] if said else ["--seeds", "10000"]
     session.run("python", "-m", "dcache.cli.sim", *seeds, *session.posargs)
+    if not session.posargs:
+        session.run("python", "-m", "tests.simulation.mutations", "--rare")
