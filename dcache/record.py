@@ -57,8 +57,8 @@ class VersionClock:
 
     `writer` is a random 32-bit id and `wall` gives milliseconds since 1970.  The clock never goes back, even when the
     wall clock does a bit; more than 65,536 stamps in a millisecond borrow from the next one.  A wall clock that goes
-    back by more than `SET_BACK` was wrong before, and perhaps so far ahead that nodes refuse what is stamped by it: then
-    this clock follows, as another writer, so that no version is stamped twice.
+    back by more than `SET_BACK` was wrong before, and perhaps so far ahead that nodes refuse what it stamps: then this
+    clock follows, as another writer, so that no version is stamped twice.
     """
 
     def __init__(self, writer: int, wall: Callable[[], int]) -> None:

@@ -22,6 +22,9 @@ from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("random", deadline=None, print_blob=True, max_examples=500)
+settings.register_profile(
+    "few", derandomize=True, deadline=None, print_blob=True, max_examples=10, stateful_step_count=20
+)
 settings.load_profile("ci")
 
 INTEGRATION = Path(__file__).parent / "integration"
@@ -104,6 +107,14 @@ def asyncio_complaints() -> Iterator[list[str]]:
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _keep_collections_cheap() -> Iterator[None]:
+    """What a module has imported and cached stays, and need not be looked at after every later test."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

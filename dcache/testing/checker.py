@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dcache.testing.history import Call, Violation
-from dcache.testing.rules.computations import computed_once
+from dcache.testing.rules.computations import computed_once, detached
 from dcache.testing.rules.conditional import decided_once, made_once, present
 from dcache.testing.rules.counters import beginnings, counting
 from dcache.testing.rules.order import order
@@ -24,7 +24,17 @@ from dcache.testing.rules.versions import staleness, versions
 Rule = Callable[[Story], Iterator[Violation]]
 
 ALWAYS: tuple[Rule, ...] = (origins, beginnings, computed_once)
-MAJORITIES: tuple[Rule, ...] = (*ALWAYS, staleness, versions, fills, decided_once, made_once, present, counting)
+MAJORITIES: tuple[Rule, ...] = (
+    *ALWAYS,
+    staleness,
+    versions,
+    fills,
+    detached,
+    decided_once,
+    made_once,
+    present,
+    counting,
+)
 STRICT: tuple[Rule, ...] = (*MAJORITIES, overwritten)
 LINEARIZABLE: tuple[Rule, ...] = (*MAJORITIES, order)  # which finds all that was overwritten, and more
 

@@ -100,7 +100,7 @@ def _violation(mutation: Mutation, seed: int, take_out: TakeOut) -> str:
     with pytest.MonkeyPatch.context() as patch:
         for name, profile in SPECIAL.items():
             patch.setitem(PROFILES, name, profile)
-        patch.setattr(run, "CALLERS", mutation.callers)
+        patch.setattr(run, "CALLERS", (mutation.callers,))
         take_out(patch.setattr)
         return next(iter(run.run(mutation.profile, seed).violations), "")
 
@@ -260,7 +260,7 @@ def without_changes_that_void_promises(put: Put) -> None:
     put(Promises, "void", lambda promises, key: None)
 
 
-@safeguard("a delete being refused for a promise, and taken for overtaken", "decisions", within=60)
+@safeguard("a delete being refused for a promise, and taken for overtaken", "decisions", within=60, callers=4)
 def without_telling_promises_from_writes(put: Put) -> None:
     def barrier(store: Store, *rest: Any) -> Any:
         answer = found(store, *rest)

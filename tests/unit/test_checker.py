@@ -75,7 +75,11 @@ RIGHT: dict[str, list[Call]] = {
     ],
     "a fill that a change overtook": [fill(0, 1, 9, "f"), delete(2, 3), read(10, 11, None)],
     "a fill that is read while the change is made": [fill(0, 1, 9, "f"), delete(2, 8), read(3, 7, "f")],
-    "a computation that callers of one client share": [fill(0, 1, 9, "f"), delete(2, 3), load(4, 9, "f")],
+    "a computation that callers of one client share": [
+        fill(0, 1, 9, "f"),
+        attrs.evolve(delete(2, 3), client="another"),
+        load(4, 9, "f"),
+    ],
     "a counter": [incr(0, 1, "a+1"), incr(2, 5, "a+2", "b"), incr(3, 4, "a+3", "c"), counted(6, 7, "a+3")],
     "a counter that leaves one out": [incr(0, 1, "a+1"), incr(2, 3, None, "b", DOUBT), incr(4, 5, "a+3", "c")],
     "a counter that begins again": [incr(0, 1, "a+1"), incr(2, 3, "b+1", "b"), incr(4, 5, "b+2", "c")],
@@ -83,6 +87,10 @@ RIGHT: dict[str, list[Call]] = {
 }
 
 WRONG: dict[str, tuple[str, list[Call]]] = {
+    "shared after a change": (
+        "what was computed before its own client changed the key",
+        [fill(0, 1, 9, "f"), delete(2, 3), load(4, 9, "f")],
+    ),
     "torn": ("a value that is not whole", [set_(0, 1, "a"), read(2, 3, "", TORN)]),
     "invented": ("a value that was never written", [set_(0, 1, "a"), read(2, 3, "b")]),
     "of another key": (

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from dcache.testing.history import CHANGES, Call, Op, Violation
+from dcache.testing.history import CHANGES, Call, Op, Outcome, Violation
 from dcache.testing.rules.story import Soonest, Story, end_of, start_of
 
 DETACHING = CHANGES | {Op.INCR}
@@ -29,6 +29,24 @@ def computed_once(story: Story) -> Iterator[Violation]:
             changes[call.client].append(call)
     for client, made in computations.items():
         yield from _overlaps(story.key, made, Soonest(changes[client], at=end_of, by=start_of))
+
+
+def detached(story: Story) -> Iterator[Violation]:
+    """Nobody gets what its own client computed from before that client changed the key: a change lets go of what is
+    being computed, and keeps it from being stored."""
+    changes: defaultdict[str, list[Call]] = defaultdict(list)
+    for call in story.changes():
+        changes[call.client].append(call)
+    for load in story.calls:
+        fill = story.writes.get(load.value)
+        if load.op is not Op.LOAD or load.outcome is not Outcome.OK or fill is None or fill.client != load.client:
+            continue
+        for change in changes[load.client]:
+            if fill.op is Op.FILL and fill.earliest < change.start and change.end < load.start:
+                yield Violation(
+                    "what was computed before its own client changed the key", story.key, (fill, change, load)
+                )
+                break
 
 
 def _overlaps(key: str, computations: Sequence[Call], changes: Soonest) -> Iterator[Violation]:

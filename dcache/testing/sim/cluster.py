@@ -37,8 +37,8 @@ from dcache.testing.sim.simulation import Clock, Host, Process, Simulation
 from dcache.wire import DEFAULT_PORT
 
 T = TypeVar("T")
-LATER = ("n4:7400", "n5:7400")
-"""Seeds of clients beside the founders: nodes that may join, while all founders leave."""
+LATER = ("n2:7400", "n3:7400", "n4:7400", "n5:7400")
+"""Whom clients and newcomers are sent to beside the founders, who may all have left."""
 
 
 class SimulatedClient(AsyncClient):
@@ -152,14 +152,14 @@ class Cluster:
         for name in founders:
             self._new(name, expect=nodes).start()
 
-    def _new(self, name: str, expect: int = 1) -> NodeHost:
-        settings = NodeSettings(host=name, name=name, join=tuple(self._seeds), expect=expect, **self._settings)
+    def _new(self, name: str, expect: int = 1, join: Sequence[str] = ()) -> NodeHost:
+        settings = NodeSettings(host=name, name=name, join=tuple(join or self._seeds), expect=expect, **self._settings)
         node = self.nodes[name] = NodeHost(self.simulation.host(name, self._clock(name)), settings)
         return node
 
     def add(self) -> NodeHost:
         """One more node, started to join the others."""
-        node = self._new(f"n{len(self.nodes) + 1}")
+        node = self._new(f"n{len(self.nodes) + 1}", join=list(dict.fromkeys((*self._seeds, *LATER))))
         node.start()
         return node
 

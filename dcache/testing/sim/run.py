@@ -21,7 +21,7 @@ from random import Random
 
 import attrs
 
-from dcache.membership import MemberTable
+from dcache.membership import MemberTable, RingState
 from dcache.ring import slot_of
 from dcache.testing.history import CHANGES, NEVER, Call, Op, Outcome, Violation
 from dcache.testing.sim.cluster import ClientHost, Cluster, few_slots
@@ -32,13 +32,14 @@ from dcache.testing.workload import Actor, Answer, Ask, History, Keys, Steps, ma
 from dcache.wire import storage_key
 
 CLIENTS = 3
-CALLERS = 2  # of each client
+CALLERS: Sequence[int] = (1, 2, 4)  # of each client, one of these
 TIMEOUT = 0.5
 KEPT = 6  # weight of setting a key that should last, among all that callers do
 GIVEN_UP = 0.05  # chance that a caller stops waiting for its call
 STRIKES = (4, 8, 12)
 ORDER_WITHIN = 120.0  # virtual seconds
 WELL_WITHIN = 15
+LOOK_EVERY = 0.05
 PATIENCE = 3 * TIMEOUT + 0.2
 """How long a call may take: a `get_or_set` looks, claims and fills, each within the timeout, and computes 0.1 s."""
 
@@ -92,8 +93,11 @@ class Trial:
         self.mix = {what: weight for what, weight in profile.mix.items() if self._has_keys_for(what)} | {"keep": KEPT}
         self.history = History(lambda: simulation.now_us)
         self.pause = choose((0.05, 0.1, 0.3))
+        self.callers_each = choose(CALLERS)
         self.over = False
         self.late: list[str] = []
+        self.states: dict[tuple[str, int], RingState] = {}
+        self.split: list[str] = []
         self.lost: Counter[str] = Counter()
         self.callers: list[asyncio.Task[None]] = []
         self.nemesis = Nemesis(self.cluster, simulation.stream("nemesis"), profile.troubles, profile.steps_ms)
@@ -112,18 +116,36 @@ class Trial:
         for number in range(1, CLIENTS + 1):
             self._begin(self.cluster.client(f"c{number}", timeout=TIMEOUT, **self.profile.client))
         for _ in range(self.random.choice(STRIKES)):
-            self.simulation.run(self.random.choice((0.05, 0.3, 1.0, 2.5)))
+            self._pass(self.random.choice((0.05, 0.3, 1.0, 2.5)))
             self.nemesis.strike()
             wrong = self._now()
             if wrong:
                 return wrong
-        self.simulation.run(1.0)
+        self._pass(1.0)
         return self._end() or self._judge()
+
+    def _pass(self, seconds: float) -> None:
+        """Let time pass, and look at the ring states that nodes hold meanwhile."""
+        left = seconds
+        while left > 0:
+            self.simulation.run(min(LOOK_EVERY, left))
+            left -= LOOK_EVERY
+            self._compare_states()
+
+    def _compare_states(self) -> None:
+        """Of each epoch of a cluster there is one ring state."""
+        for node in self.cluster.running():
+            table = node.table
+            if table is not None:
+                key = table.settings.cluster_id, table.ring_state.epoch
+                known = self.states.setdefault(key, table.ring_state)
+                if known is not table.ring_state and known != table.ring_state:
+                    self.split.append(f"{node.name} holds another ring state of epoch {key[1]} than others did")
 
     # -- the callers --------------------------------------------------------------------------------------------------
 
     def _begin(self, client: ClientHost) -> None:
-        for number in range(CALLERS):
+        for number in range(self.callers_each):
             random = self.simulation.stream(f"caller {client.host.name} {number}")
             actor = Actor(self.history, client.host.name, random, self.keys, self.mix)
             self.callers.append(client.spawn(self._call(client, actor.steps(), random)))
@@ -173,7 +195,7 @@ class Trial:
             for node in self.cluster.running()
             if node.node is not None and node.store.used > self.memory
         ]
-        return wrong + self.late
+        return wrong + self.late + self.split
 
     def _end(self) -> list[str]:
         """The trouble is over: what is wrong then, after a while."""
