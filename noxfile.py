@@ -3,7 +3,7 @@
 Each session installs from pyproject.toml alone: the tools, pinned, from the `dev` extra, the supported Pythons from
 the classifiers, the lowest dependencies from their lower bounds.  Venvs are made by virtualenv and filled by pip, not
 by uv: pip reads the index and certificate settings that a machine already has, and uv would save seconds only.  Tests
-run serially: most of their time goes to real node processes, which xdist would make compete for the same cores.
+in memory run on two cores; those with real processes run one after the other, for they would compete.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ nox.options.download_python = "never"
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-SANS_IO = "dcache/ops/*,dcache/record.py,dcache/ring.py,dcache/membership.py,dcache/node/store.py"
-"""The files that decide and do no I/O: what they do must be reached by the tests branch by branch."""
+IN_MEMORY = ("tests/unit", "tests/simulation")
+DECIDING = ("ops_*", "ring", "record", "membership", "store*", "compare", "comparison", "completing", "listing", "verify")
+"""The unit tests of the files that decide and do no I/O, which coverage is measured of (see pyproject.toml): what those
+do must be reached branch by branch, by few examples, for the tracer is slow."""
 
 TALLY = Path(tempfile.gettempdir()) / f"dcache-tests-{os.getpid()}.jsonl"
 """One line of counts per pytest run, written by tests/conftest.py."""
@@ -79,7 +81,7 @@ def lowest_requirements() -> list[str]:
 
 def install_for_tests(session: nox.Session, *more: str) -> None:
     """Install the package with every run-time extra, and what the tests need."""
-    tools = pinned("pytest", "pytest-timeout", "hypothesis", "coverage")
+    tools = pinned("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "coverage")
     session.install("-e", ".[fast,cli,zstd]", *tools, *more)
 
 
@@ -110,18 +112,22 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test on one Python; what decides and does no I/O must be covered."""
     install_for_tests(session)
+    pytest(session, "-n", "2", "-m", "not timing", *IN_MEMORY)
+    pytest(session, *(f"--ignore={path}" for path in IN_MEMORY))
+    pytest(session, "-m", "timing", *IN_MEMORY)
+    deciding = sorted(str(path) for name in DECIDING for path in Path("tests/unit").glob(f"test_{name}.py"))
+    few = ("--hypothesis-profile=few", "-m", "not timing and not cluster", *deciding)
     session.run("coverage", "erase")
-    pytest(session, "-m", "not timing and not cluster and not integration", program=("coverage", "run"))
-    pytest(session, "-m", "timing or cluster or integration")
-    session.run("coverage", "report", "--skip-covered")
-    session.run("coverage", "report", f"--include={SANS_IO}", "--show-missing", "--fail-under=95")
+    pytest(session, *few, program=("coverage", "run"))
+    session.run("coverage", "report", "--show-missing", "--fail-under=95")
 
 
 @nox.session(python=[version for version in PYTHONS if version != THIS_PYTHON])
 def compat(session: nox.Session) -> None:
-    """The unit and contract tests on the other supported Pythons that are installed."""
+    """The tests in memory and the contract on the other supported Pythons that are installed."""
     install_for_tests(session)
-    pytest(session, "-m", "not cluster", "tests/unit", "tests/contract")
+    pytest(session, "-n", "2", "-m", "not cluster and not timing", *IN_MEMORY)
+    pytest(session, "tests/contract")
 
 
 @nox.session
@@ -153,7 +159,7 @@ def check_artifact(session: nox.Session, artifact: Path, clean: Path) -> None:
 def lowest(session: nox.Session) -> None:
     """The unit tests on the lowest Python with the lowest version of every dependency."""
     install_for_tests(session, *lowest_requirements())
-    pytest(session, "-m", "not cluster", "tests/unit")
+    pytest(session, "-n", "2", "-m", "not cluster and not timing", *IN_MEMORY)
 
 
 @nox.session

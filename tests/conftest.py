@@ -1,6 +1,6 @@
 """What holds for every test: examples that repeat, nothing left behind, and a count of what ran.
 
-* Property tests use the same examples each time; `nox -s random` takes others.
+* Property tests use the same examples each time; `nox -s random` takes others, and under coverage they are few.
 * A test that leaves a task in a loop it closes, or something for asyncio to complain about in its log, fails.
 * Garbage is collected after each test, so that an unclosed socket is blamed on the test that made it.
 """

@@ -281,7 +281,7 @@ class FancyInt(int):
         list[int],
         iter([1]),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_value_without_a_stable_form_is_refused_with_its_argument_and_the_remedy(value: Any) -> None:
     with pytest.raises(
