@@ -30,7 +30,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 IN_MEMORY = ("tests/unit", "tests/simulation")
-DECIDING = ("ops_*", "ring", "record", "membership", "store*", "compare", "comparison", "completing", "listing", "verify")
+DECIDING = ("ops_*", "ring", "record", "membership", "store*", "comp*", "listing", "verify")
 """The unit tests of the files that decide and do no I/O, which coverage is measured of (see pyproject.toml): what those
 do must be reached branch by branch, by few examples, for the tracer is slow."""
 
