@@ -77,6 +77,7 @@ class Agent:
         self.unlike: dict[str, int] = {}  # those that wait too and expect so many nodes, not as many as this one
         self.trouble: CannotJoin | None = None
         self.own_addresses = {me.address}  # where this node was found when it asked its peers
+        self.peers: Sequence[str] = ()  # addresses that this node was sent to
         self.elsewhere: dict[str, str] = {}  # members that answer as nodes of another cluster, and of which
         self.called_by: frozenset[str] = frozenset()  # addresses of a cluster that takes this node for a member
         self.leftover: set[int] = set()

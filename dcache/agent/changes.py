@@ -356,12 +356,15 @@ def _alone(agent: Agent) -> bool:
 
 
 def _some_member(agent: Agent, random: Callable[[], float]) -> str | None:
-    """Any other member that is not down; any other if all are."""
+    """Any other member that is not down, by name, or a node that this one was sent to, by address: all members that it
+    knows of may have left since it last heard of them."""
     table = agent.table
     if table is None:
         return None
-    others = sorted(names(table.ring_state.members) - {agent.me.name})
+    others = sorted(table.ring_state.names - {agent.me.name})
     there = [name for name in others if name not in table.down] or others
+    known = {table.members[name].address for name in others}
+    there += [peer for peer in agent.peers if peer not in known]
     return there[int(random() * len(there))] if there else None
 
 

@@ -36,7 +36,7 @@ def form(agent: Agent, peers: Sequence[str], cluster_id: str, patience: float = 
     members its command line does not name, it is called by them, and asks them.  So nodes that founded a cluster and
     are started again, all at once, find what has become of it.
     """
-    waits = 0
+    waits, agent.peers = 0, peers
     while True:
         asked = [*peers, *(address for address in sorted(agent.called_by) if address not in peers)]
         silent = yield from _introduce(agent, asked)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
 import pytest
 
 from dcache.agent.agent import Agent, CannotJoin, Terms
-from dcache.agent.changes import Steward, ask_to_be_let_in, join, leave, recall
+from dcache.agent.changes import Steward, ask_to_be_let_in, join, leave, look_for_news, recall
 from dcache.agent.detector import Detector
 from dcache.agent.formation import form
 from dcache.agent.register import Proposal
 from dcache.membership import Health, Member, MemberTable, RingState, Settings, member_to_wire
 from dcache.node.refusal import Refusal
-from dcache.ops.effects import Detached, Op, Sleep
+from dcache.ops.effects import Detached, Op, Round, Sleep
 from dcache.record import VersionClock, make_version
 from dcache.wire import Code
 from tests.unit.agents_kit import Network, Task
@@ -696,6 +697,17 @@ def guest() -> tuple[Cluster, Agent]:
     host.boot(agent.methods())
     host.table = lambda: agent.table
     return cluster, agent
+
+
+def test_those_that_a_node_was_sent_to_are_asked_as_well_as_the_members_that_it_knows(
+    guest: tuple[Cluster, Agent],
+) -> None:
+    """All members that it knows of may have left since it heard of them."""
+    _, agent = guest
+    agent.peers = ("b:7400", "d:7400")
+    rounds = [next(look_for_news(agent, partial(float, share / 10))) for share in range(10)]
+    asked = {call.node for round_ in rounds if isinstance(round_, Round) for call in round_.calls}
+    assert asked == {"a", "b", "c", "d:7400"}
 
 
 def test_a_node_that_is_refused_for_good_does_not_ask_again(guest: tuple[Cluster, Agent]) -> None:
