@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -203,6 +204,7 @@ def test_an_error_that_nobody_asks_for_is_complained_of(sim: Simulation) -> None
 
     sim.host("h").start(program)
     sim.run(2)
+    gc.collect()
     assert complaints(sim) == [("h#1", "nothing there")]
 
 
