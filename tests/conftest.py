@@ -59,7 +59,7 @@ def pytest_collection_finish() -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Append this run's counts to the file that noxfile.py adds up."""
     path = os.environ.get("DCACHE_TEST_TALLY")
-    if not path:
+    if not path or "PYTEST_XDIST_WORKER" in os.environ:  # whose results the first process counts
         return
     tests = {
         outcome: {report.nodeid for report in reports} for outcome, reports in terminalreporter.stats.items() if outcome
