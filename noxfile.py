@@ -30,6 +30,9 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 IN_MEMORY = ("tests/unit", "tests/simulation")
+ELSEWHERE = ("-n", "2", "--hypothesis-profile=few", "-m", "not cluster and not timing", *IN_MEMORY)
+"""What is run on every Python, once it was run with all examples on one."""
+
 DECIDING = ("ops_*", "ring", "record", "membership", "store*", "comp*", "listing", "verify")
 """The unit tests of the files that decide and do no I/O, which coverage is measured of (see pyproject.toml): what those
 do must be reached branch by branch, by few examples, for the tracer is slow."""
@@ -124,9 +127,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=[version for version in PYTHONS if version != THIS_PYTHON])
 def compat(session: nox.Session) -> None:
-    """The tests in memory and the contract on the other supported Pythons that are installed."""
+    """The tests in memory, by few examples, and the contract on the other supported Pythons that are installed."""
     install_for_tests(session)
-    pytest(session, "-n", "2", "-m", "not cluster and not timing", *IN_MEMORY)
+    pytest(session, *ELSEWHERE)
     pytest(session, "tests/contract")
 
 
@@ -157,9 +160,9 @@ def check_artifact(session: nox.Session, artifact: Path, clean: Path) -> None:
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
-    """The unit tests on the lowest Python with the lowest version of every dependency."""
+    """The tests in memory, by few examples, on the lowest Python with the lowest version of every dependency."""
     install_for_tests(session, *lowest_requirements())
-    pytest(session, "-n", "2", "-m", "not cluster and not timing", *IN_MEMORY)
+    pytest(session, *ELSEWHERE)
 
 
 @nox.session

@@ -30,6 +30,9 @@ import attrs
 
 T = TypeVar("T")
 
+LISTEN = 1.0
+"""Seconds after which a thread that waits looks up: a Ctrl-C that came just before a wait does not end the wait."""
+
 
 class Signal(Protocol):
     """What a flight wakes its followers with: `threading.Event` or `asyncio.Event`."""
@@ -266,7 +269,8 @@ def run_sync(flights: Flights[threading.Event], key: bytes, work: Callable[[], T
                 result = _call_inside(flight, work)
                 flights.land(flight, Outcome(result))
                 return result, True
-            flight.signal.wait()
+            while not flight.signal.wait(LISTEN):
+                pass
             if seat.flight is flight:
                 return cast("T", flight.result()), False
             flights.take_over(seat)

@@ -395,8 +395,14 @@ class Threads:
         arrived = self._arrived = threading.Semaphore(0)
 
         class Announced(threading.Event):
+            def __init__(self) -> None:
+                super().__init__()
+                self._seen: set[int] = set()
+
             def wait(self, timeout: float | None = None) -> bool:
-                arrived.release()
+                if threading.get_ident() not in self._seen:  # else it looks up now and then
+                    self._seen.add(threading.get_ident())
+                    arrived.release()
                 return super().wait(timeout)
 
         self.flights: Table = Flights(Announced)
