@@ -75,6 +75,7 @@ RIGHT: dict[str, list[Call]] = {
     ],
     "a fill that a change overtook": [fill(0, 1, 9, "f"), delete(2, 3), read(10, 11, None)],
     "a fill that is read while the change is made": [fill(0, 1, 9, "f"), delete(2, 8), read(3, 7, "f")],
+    "a computation that was let go of before it began": [fill(0, 6, 8, "f"), delete(1, 2), fill(3, 4, 9, "g")],
     "a computation that callers of one client share": [
         fill(0, 1, 9, "f"),
         attrs.evolve(delete(2, 3), client="another"),

@@ -64,5 +64,5 @@ def _apart(former: Call, later: Call, changes: Soonest) -> bool:
     """
     if former.cancelled or (later.cancelled and later.earliest == former.earliest):
         return True
-    change = changes.since(former.start)
+    change = changes.since(min(former.start, later.start))  # who was asked for first may begin last
     return change is not None and change.start <= later.earliest
