@@ -81,7 +81,7 @@ class QuorumError(DcacheError):
         super().__init__(self._message())
 
     def doubt(self) -> None:
-        """The write was tried before, and may have been stored then."""
+        """Put it in doubt: an earlier attempt, or another part of the same write, may have been stored."""
         self.in_doubt = True
         self.args = (self._message(),)
 

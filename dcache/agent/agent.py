@@ -187,10 +187,10 @@ class Agent:
                 f"another member"
             )
 
-    def found_elsewhere(self, name: str, error: ClusterMismatch) -> None:
-        """A member answered as a node of another cluster.  Once so many have that this one can agree on nothing any
-        more, this node gives up: they lost their memory, all at once, and began anew."""
-        if self.table is None or not error.cluster_id:
+    def note_elsewhere(self, name: str, error: Exception) -> None:
+        """Note if a member answered as a node of another cluster.  Once so many have that this one can agree on nothing
+        any more, this node gives up: they lost their memory, all at once, and began anew."""
+        if self.table is None or not isinstance(error, ClusterMismatch) or not error.cluster_id:
             return
         self.elsewhere[name] = error.cluster_id
         ring = self.table.ring_state.names

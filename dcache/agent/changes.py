@@ -310,8 +310,7 @@ def ask_to_be_let_in(agent: Agent, random: Callable[[], float]) -> Op[None]:
     round_ = FirstOf([Call(member, "join", (member_to_wire(agent.me), attrs.astuple(agent.terms)))])
     yield round_
     for failure in round_.failures:
-        if isinstance(failure.error, ClusterMismatch):
-            agent.found_elsewhere(member, failure.error)
+        agent.note_elsewhere(member, failure.error)
         if isinstance(failure.error, NodeError) and failure.error.code in FATAL:
             agent.trouble = CannotJoin(str(failure.error.detail))
             raise agent.trouble
@@ -326,15 +325,13 @@ def look_for_news(agent: Agent, random: Callable[[], float]) -> Op[None]:
     round_ = FirstOf([Call(member, "exchange", (table.digest,))])
     yield round_
     for failure in round_.failures:
-        if isinstance(failure.error, ClusterMismatch):
-            agent.found_elsewhere(member, failure.error)
+        agent.note_elsewhere(member, failure.error)
     for reply in round_.replies:
         try:
             if reply.result is not None:
                 agent.adopt(MemberTable.from_wire(reply.result))
         except (ProtocolError, ClusterMismatch) as error:
-            if isinstance(error, ClusterMismatch):
-                agent.found_elsewhere(member, error)
+            agent.note_elsewhere(member, error)
             agent.tell_once("what %s holds for the table is none of this cluster: %s", member, str(error))
 
 

@@ -231,8 +231,7 @@ class Detector:
             )
 
     def _complain(self, node: str, error: Exception) -> None:
-        if isinstance(error, ClusterMismatch):
-            self._agent.found_elsewhere(node, error)
+        self._agent.note_elsewhere(node, error)
         self._warn(node, type(error).__name__, f"{node} does not answer as a member of this cluster: {error}")
 
     def _warn(self, node: str, kind: str, line: str) -> None:

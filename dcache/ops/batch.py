@@ -319,8 +319,6 @@ def _first_error(written: _Written) -> DcacheError:
     made = any(round_.enough() for round_ in written.rounds.values())
     made = made or any(isinstance(error, QuorumError) and error.in_doubt for error in errors)
     first = errors[0]
-    if made and isinstance(first, QuorumError) and not first.in_doubt:
-        return type(first)(
-            "delete_many, made in part", needed=first.needed, got=first.got, reasons=first.reasons, in_doubt=True
-        )
+    if made and isinstance(first, QuorumError):
+        first.doubt()
     return first

@@ -564,10 +564,10 @@ def elsewhere(cluster_id: str) -> ClusterMismatch:
 def test_a_cluster_most_of_whose_members_are_of_another_one_is_given_up() -> None:
     one = seat("z", *"abc")
     one.agent.adopt(table_of("a", "b", "c"))
-    one.agent.found_elsewhere("a", elsewhere("cluster-2"))
-    one.agent.found_elsewhere("a", elsewhere("cluster-2"))
+    one.agent.note_elsewhere("a", elsewhere("cluster-2"))
+    one.agent.note_elsewhere("a", elsewhere("cluster-2"))
     assert one.agent.trouble is None
-    one.agent.found_elsewhere("b", elsewhere("cluster-2"))
+    one.agent.note_elsewhere("b", elsewhere("cluster-2"))
     assert "cluster cluster-1 is no more: a, b, most of its members, are of cluster cluster-2 now" in str(
         one.agent.trouble
     )
@@ -586,7 +586,7 @@ def test_a_cluster_is_not_given_up_for_less(answers: list[tuple[str, str]]) -> N
     one = seat("z", *"abc")
     one.agent.adopt(table_of("a", "b", "c"))
     for name, cluster_id in answers:
-        one.agent.found_elsewhere(name, elsewhere(cluster_id))
+        one.agent.note_elsewhere(name, elsewhere(cluster_id))
     assert one.agent.trouble is None
 
 

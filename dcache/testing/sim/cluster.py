@@ -15,7 +15,7 @@ with Simulation(seed=7) as sim:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 from unittest import mock
@@ -141,7 +141,9 @@ class Cluster:
     `clocks` gives each host its clock, by name.
     """
 
-    def __init__(self, simulation: Simulation, nodes: int = 3, clocks: Any = None, **settings: Any) -> None:
+    def __init__(
+        self, simulation: Simulation, nodes: int = 3, clocks: Callable[[str], Clock] | None = None, **settings: Any
+    ) -> None:
         self.simulation = simulation
         self.nodes: dict[str, NodeHost] = {}
         self.clients: dict[str, ClientHost] = {}

@@ -17,31 +17,6 @@ HEALED = 0.4
 TOLERATED_MS = 12_000
 """How far a clock may be off that nobody sets right: less than half of what clients and nodes tolerate."""
 
-TROUBLES = (
-    "kill",
-    "power_off",
-    "bounce",
-    "revive",
-    "pause",
-    "resume",
-    "stall_client",
-    "isolate",
-    "isolate_one_way",
-    "cut_links",
-    "swizzle",
-    "hold",
-    "reset",
-    "slow",
-    "lossy",
-    "heal",
-    "step_clock",
-    "join",
-    "leave",
-    "forget",
-    "evict",
-    "blackout",
-)
-
 
 class Nemesis:
     """Makes trouble of these `kinds`; `skew_ms` is how far a clock may be set off."""

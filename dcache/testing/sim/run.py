@@ -96,9 +96,8 @@ class Trial:
         self.pause = choose((0.05, 0.1, 0.3))
         self.callers_each = choose(CALLERS)
         self.over = False
-        self.late: list[str] = []
+        self.seen: list[str] = []  # what was wrong meanwhile
         self.states: dict[tuple[str, int], RingState] = {}
-        self.split: list[str] = []
         self.lost: Counter[str] = Counter()
         self.callers: list[asyncio.Task[None]] = []
         self.nemesis = Nemesis(self.cluster, simulation.stream("nemesis"), profile.troubles, profile.steps_ms)
@@ -141,7 +140,7 @@ class Trial:
                 key = table.settings.cluster_id, table.ring_state.epoch
                 known = self.states.setdefault(key, table.ring_state)
                 if known is not table.ring_state and known != table.ring_state:
-                    self.split.append(f"{node.name} holds another ring state of epoch {key[1]} than others did")
+                    self.seen.append(f"{node.name} holds another ring state of epoch {key[1]} than others did")
 
     # -- the callers --------------------------------------------------------------------------------------------------
 
@@ -163,7 +162,7 @@ class Trial:
         answer = await made_async(client.cache, ask, self.history, patience)
         took = answer.end - answer.start - (client.host.slept_us - slept)
         if took > PATIENCE * 1e6:
-            self.late.append(f"{client.host.name}: {ask.method} took {took / 1e6:.1f} s")
+            self.seen.append(f"{client.host.name}: {ask.method} took {took / 1e6:.1f} s")
         outcome = answer.error if answer.error is not None else answer.result
         self.simulation.tell(client.host.name, f"{ask.method} {_shown(ask)} -> {outcome!r}"[:200])
         return answer
@@ -196,7 +195,7 @@ class Trial:
             for node in self.cluster.running()
             if node.node is not None and node.store.used > self.memory
         ]
-        return wrong + self.late + self.split
+        return wrong + self.seen
 
     def _end(self) -> list[str]:
         """The trouble is over: what is wrong then, after a while."""
