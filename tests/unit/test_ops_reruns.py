@@ -23,6 +23,7 @@ ONCE: list[Callable[..., Any]] = [
     mutate.touch,
     load.fill,
 ]
+REPEATED = sorted(REPEATABLE, key=lambda operation: operation.__name__)
 
 
 @pytest.mark.parametrize("operation", [write.set, write.delete, batch.set_many, batch.delete_many, cluster.clear])
@@ -31,7 +32,7 @@ def test_what_takes_a_new_version_each_time_may_be_made_anew_though_in_doubt(ope
     assert may_rerun(operation, IN_DOUBT)
 
 
-@pytest.mark.parametrize("operation", REPEATABLE)
+@pytest.mark.parametrize("operation", REPEATED)
 def test_nothing_in_doubt_is_made_anew_where_nothing_may_be_written_twice(operation: Callable[..., Any]) -> None:
     assert not may_rerun(operation, IN_DOUBT, linearizable=True)
     assert may_rerun(operation, CERTAIN, linearizable=True)
@@ -43,7 +44,7 @@ def test_conditional_changes_and_fills_are_not_made_anew_when_in_doubt(operation
     assert not may_rerun(operation, IN_DOUBT)
 
 
-@pytest.mark.parametrize("operation", [*ONCE, *REPEATABLE, read.get])
+@pytest.mark.parametrize("operation", [*ONCE, *REPEATED, read.get])
 def test_what_did_nothing_may_always_be_made_anew(operation: Callable[..., Any]) -> None:
     assert may_rerun(operation, CERTAIN)
     assert may_rerun(operation, ClusterMismatch("another cluster"))
