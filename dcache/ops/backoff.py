@@ -66,6 +66,12 @@ class Backoff:
         """Whether no node has failed and not answered since."""
         return not self._failed
 
+    def undisturbed(self, now: float) -> bool:
+        """Whether no node is in trouble of any degree."""
+        if self._slow:
+            self._slow = {node: until for node, until in list(self._slow.items()) if now < until}
+        return not self._failed and not self._slow
+
     def due(self, now: float) -> list[str]:
         """The nodes that have been left alone for long enough."""
         return [node for node, trouble in list(self._failed.items()) if now >= trouble.until]

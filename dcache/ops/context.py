@@ -189,6 +189,7 @@ class Placement:
 
 
 Sizes = Callable[[int], int]  # for so many owners, how many are enough
+Ways = tuple[tuple[str, ...], ...]
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -210,6 +211,8 @@ class Context:
     _quorums: Quorums = attrs.field(init=False)  # of a slot with one set of owners
     _down: frozenset[str] = attrs.field(init=False)
     _placements: dict[int, Placement] | None = attrs.field(init=False)  # by slot; None with one ring
+    _ways: dict[Sequence[str], Ways] = attrs.field(init=False, factory=dict)  # by the nodes in order of preference
+    _any_way: Ways | None = attrs.field(init=False)  # where these are the same for all keys
 
     def __attrs_post_init__(self) -> None:
         table, rings = self.table, self.table.rings
@@ -227,6 +230,7 @@ class Context:
         if self.options.linearizable and not self.strict:
             raise ValueError(f"{MAJORITIES}; keys have {max(copies)} owners")
         object.__setattr__(self, "_quorums", self._quorums_of([(frozenset(), copies[0])]))
+        object.__setattr__(self, "_any_way", self._ways_of_all())
 
     def _takes_majorities(self, n: int) -> bool:
         specs = self.options.read_quorum, self.options.write_quorum
@@ -307,6 +311,33 @@ class Context:
         owners, both = self._owners(slot)
         turn = next(self.shared.turn) % (both or 1)
         return self._ranked((*owners[turn:both], *owners[:turn], *owners[both:]) if turn else owners)
+
+    def ways(self, key: bytes) -> Ways:
+        """The sets of nodes that a read of a key's bytes may do with, by turns; none while the ring changes.
+
+        A node that is said to be down is in none of them.
+        """
+        if self._any_way is not None:
+            return self._any_way
+        ring = self.table.ring
+        order = ring.slot_owners(self._slot(key), self._copies[0] if self.strict else len(ring))
+        return self._ways.get(order) or self._find_ways(order)
+
+    def _find_ways(self, order: Sequence[str]) -> Ways:
+        turns = len(order) if self.strict else 1
+        enough, up = self._quorums.reads.size, [node for node in order if node not in self._down]
+        turned = [tuple(order[turn:]) + tuple(order[:turn]) for turn in range(turns)]
+        found = self._ways[order] = tuple(
+            tuple([node for node in nodes if node in up][:enough]) for nodes in turned if len(up) >= enough
+        )
+        return found
+
+    def _ways_of_all(self) -> Ways | None:
+        """The ways of every key, where all nodes own all keys and none of them comes first."""
+        if self._placements is not None:
+            return ()
+        same = len(self.table.ring) == self._copies[0] and (self.strict or len(self.nodes) == 1)
+        return self._find_ways(self.nodes) if same else None
 
     def _owners(self, slot: int) -> tuple[tuple[str, ...], int]:
         """The owners, and how many of them are the same on all rings."""

@@ -13,6 +13,7 @@ or delete meets one of them.  If the ring changed meanwhile, a majority is neede
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -45,9 +46,9 @@ class Found:
 _NOTHING = object()
 
 
-def hit(ctx: Context, key: Key) -> Op[Found | None]:
-    """The value of `key` if it is there: the way of most reads, which claims nothing."""
-    found = yield from read_record(ctx, ctx.key(key))
+def hit(ctx: Context, key: Key, first: Sequence[str] = ()) -> Op[Found | None]:
+    """The value of `key` if it is there: the way of most reads, which claims nothing.  `first` as for `read_record`."""
+    found = yield from read_record(ctx, ctx.key(key), first=first)
     if isinstance(found, Missed):
         return None
     value = decoded(ctx, found, _NOTHING)

@@ -39,16 +39,19 @@ class Missed:
 NEVER = Version(b"")  # below every version: hold nothing for absent
 
 
-def read_record(ctx: Context, key: bytes, claim: Version | None = None) -> Op[Record | Missed]:
+def read_record(
+    ctx: Context, key: bytes, claim: Version | None = None, first: Sequence[str] = ()
+) -> Op[Record | Missed]:
     """The newest record of `key`, once a majority holds it; `QuorumError` if too few complete owners answer.
 
     With a `claim` the owners that lack the key promise to refuse what is lower; those that hold only what nobody may
-    return promise it too.
+    return promise it too.  `first` are those that were asked before this began, by a read that was to be prompt.
     """
     hold = ctx.quorums(key).hold
     unreadable = NEVER
     for _ in range(ATTEMPTS):
-        verdict = yield from _ask(ctx, key, claim, unreadable)
+        verdict = yield from _ask(ctx, key, claim, unreadable, first)
+        first = ()
         if verdict.candidate is None:
             return Missed(verdict.promises, verdict.floor)
         if hold.met(verdict.holders):
@@ -68,8 +71,10 @@ def read_record(ctx: Context, key: bytes, claim: Version | None = None) -> Op[Re
     return Missed()
 
 
-def _ask(ctx: Context, key: bytes, claim: Version | None, unreadable: Version) -> Op[Verdict]:
+def _ask(ctx: Context, key: bytes, claim: Version | None, unreadable: Version, first: Sequence[str]) -> Op[Verdict]:
     nodes = ctx.readers(key)
+    if first:
+        nodes = (*first, *(node for node in nodes if node not in first))
     if claim is None:
         calls = [ctx.call(node, "get", key) for node in nodes]
     else:
@@ -134,9 +139,9 @@ def check_in_time(round_: WriteRound) -> None:
         raise quorum_error("read", round_, round_.shortage(), in_doubt=False, explain=explain_write)
 
 
-def get(ctx: Context, key: Key, default: Any = None) -> Op[Any]:
-    """The value of `key`, or `default`."""
-    found = yield from read_record(ctx, ctx.key(key))
+def get(ctx: Context, key: Key, default: Any = None, first: Sequence[str] = ()) -> Op[Any]:
+    """The value of `key`, or `default`; `first` as for `read_record`."""
+    found = yield from read_record(ctx, ctx.key(key), first=first)
     if isinstance(found, Missed):
         ctx.shared.counters.misses += 1
         return default
