@@ -216,7 +216,7 @@ class Completing:
                 if name != me:
                     plan.asked.setdefault(name, []).append(slot)
         check_same_ring(self._agent, table)
-        self._store.complete(alone)
+        self._starting_over.alone(table, alone)
         return plan
 
     # -- settling -----------------------------------------------------------------------------------------------------

@@ -71,6 +71,19 @@ class StartingOver:
         self._note_stuck(table, owners, digests)
         return started
 
+    def alone(self, table: MemberTable, slots: Collection[int]) -> None:
+        """Be complete in slots that nobody else owns, or nobody any more: whoever knew of what was acknowledged there
+        before has lost it.
+
+        Only where the cluster is to have several copies is nothing taken any more that may be older than that.  With
+        one copy each, what comes home was written while its owner was away, and is older than no more than a miss.
+        """
+        if slots and table.settings.replicas > 1:
+            floor = _above([self._here(table, (), ZERO)])
+            for slot in slots:
+                self._store.raise_floor(slot, floor)
+        self._store.complete(slots)
+
     def _note_stuck(self, table: MemberTable, owners: Owners, heard: Collection[str]) -> None:
         waited = [slot for slot in self._lacking if self._waited(slot)]
         before, self._stuck_under = self._stuck_under, table.fingerprint if waited else b""
@@ -111,8 +124,7 @@ class StartingOver:
         answered = self._answered(table, owners, heights)
         if not answered:
             return 0
-        top = max(max(latest, version_milliseconds(newest)) for latest, newest in heights.values())
-        floor = make_version(top + MARGIN, 0, 0)
+        floor = _above(heights.values())
         elsewhere = {
             name: [slot for slot in asked[name] if slot in answered]
             for name in digests
@@ -149,6 +161,12 @@ class StartingOver:
         except Refusal as refusal:
             raise Moved from refusal
         return answer
+
+
+def _above(heights: Iterable[tuple[int, Version]]) -> Version:
+    """A floor above all that can have been acknowledged, by what nodes answer to `start_over`."""
+    top = max(max(latest, version_milliseconds(newest)) for latest, newest in heights)
+    return make_version(top + MARGIN, 0, 0)
 
 
 def check_same_ring(agent: Membership, table: MemberTable) -> None:

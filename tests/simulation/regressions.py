@@ -9,6 +9,7 @@ REGRESSIONS: tuple[tuple[str, int, str], ...] = (
     ("changes", 108, "who was left of a cluster that others began anew waited for ever"),
     ("changes", 2061, "a doubt was forgotten when a write was made again"),
     ("changes", 2288, "the same, of one of many keys"),
+    ("changes", 100381, "the last owner lost its memory, and took what is older than what it had acknowledged"),
     ("linearizable", 0, "a clock that was set right kept its client from writing"),
 )
 """Profile, seed, and what was wrong."""

@@ -7,6 +7,8 @@ import pytest
 from dcache.agent import completing
 from dcache.node.store import Store
 from dcache.ops.compare import settle
+from dcache.ops.listing import to_bitmap
+from dcache.record import COUNTER_MAX, ZERO, make_version
 from dcache.ring import SLOTS, slot_of
 from tests.unit.owners_kit import MEMORY, Owners, full, make_table, v
 
@@ -153,6 +155,23 @@ def test_slots_that_nobody_else_owns_are_complete_at_once() -> None:
     owners["a"].restart()
     owners.until(lambda: owners["a"].store.all_complete, 1.0)
     assert not owners.net.counts["digests"]
+
+
+def test_the_last_owner_of_several_takes_nothing_older_than_what_it_may_have_lost() -> None:
+    owners = Owners("a", replicas=3)
+    latest = owners["a"].service.handle("start_over", (owners.table.fingerprint, to_bitmap(()), ZERO))[0]
+    owners["a"].restart()
+    owners.until(lambda: owners["a"].store.all_complete, 1.0)
+    assert min(owners["a"].store.floors) > make_version(latest, COUNTER_MAX, 0)
+
+
+def test_the_only_owner_there_ever_is_takes_what_was_written_elsewhere_while_it_was_away() -> None:
+    owners = Owners("ab", replicas=1)
+    key = next(key for key in KEYS if owners.of(key) == ("a",))
+    owners["a"].restart()
+    owners.until(lambda: owners["a"].store.all_complete, 1.0)
+    owners["a"].put(key, 1)
+    assert owners["a"].version(key) == v(1)
 
 
 def test_writes_meanwhile_are_kept() -> None:
