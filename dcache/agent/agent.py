@@ -16,7 +16,7 @@ Decisions only: what is said to other nodes is in `formation`, `detector`, `regi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -173,14 +173,16 @@ class Agent:
 
     def _check_not_a_second(self, table: MemberTable) -> None:
         """Nodes that founded a cluster while they are members of another that could not reach them in time must not go
-        on, unless they are so many that the other one cannot: clients of both know their addresses."""
+        on, unless they are so many that the other one cannot: clients of both know their addresses.
+
+        Who judges the same by `compare_with` at the other side comes to the opposite: of two clusters one gives way.
+        """
         mine = self.table
         if mine is None or mine.settings.cluster_id == table.settings.cluster_id:
             return
-        names = table.ring_state.names
-        alone = mine.ring_state.names == {self.me.name} != names and self.me.name in table.members
-        left = names - table.down - mine.ring_state.names
-        if alone or (self.me.name in names and len(left) >= majority(len(names))):
+        name, state = self.me.name, table.ring_state
+        alone = _is_as_founded_alone(mine) and state.names != {name} and name in table.members
+        if alone or (name in state.names and _can_agree(state, table.down | mine.ring_state.names)):
             self.trouble = CannotJoin(
                 f"cluster {table.settings.cluster_id} has {self.me.name} for a member and reaches it here, but this "
                 f"process is of cluster {mine.settings.cluster_id}: start it again, with --join and the address of "
@@ -188,18 +190,37 @@ class Agent:
             )
 
     def note_elsewhere(self, name: str, error: Exception) -> None:
-        """Note if a member answered as a node of another cluster.  Once so many have that this one can agree on nothing
-        any more, this node gives up: they lost their memory, all at once, and began anew."""
+        """Note if a member answered as a node of another cluster.  Once most of them have, this node gives up: they
+        lost their memory, all at once, and began anew.  For a node that waits to be let in it is enough that those who
+        are left can agree on nothing."""
         if self.table is None or not isinstance(error, ClusterMismatch) or not error.cluster_id:
             return
         self.elsewhere[name] = error.cluster_id
-        ring = self.table.ring_state.names
-        gone = [member for member in sorted(ring) if self.elsewhere.get(member) == error.cluster_id]
-        if len(gone) >= majority(len(ring)):
-            self.trouble = CannotJoin(
-                f"cluster {self.table.settings.cluster_id} is no more: {', '.join(gone)}, most of its members, are of "
-                f"cluster {error.cluster_id} now: start this node again, with --join and the address of one of them"
-            )
+        state, gone = self.table.ring_state, self._gone_to(error.cluster_id)
+        if len(gone) >= majority(len(state.names)) or not (self.on_ring or _can_agree(state, gone)):
+            self._give_up(error.cluster_id, gone)
+
+    def compare_with(self, other: MemberTable) -> None:
+        """A cluster that members of this one are of now looks like this.
+
+        If it goes on, this node gives up as soon as those who are left can agree on nothing.  One that is still as its
+        only member founded it will not go on, see `_check_not_a_second`.
+        """
+        gone = self._gone_to(other.settings.cluster_id)
+        if self.table is not None and not _is_as_founded_alone(other) and not _can_agree(self.table.ring_state, gone):
+            self._give_up(other.settings.cluster_id, gone)
+
+    def _gone_to(self, cluster_id: str) -> Collection[str]:
+        ring = self.table.ring_state.names if self.table is not None else ()
+        return {name for name in ring if self.elsewhere.get(name) == cluster_id}
+
+    def _give_up(self, cluster_id: str, gone: Collection[str]) -> None:
+        assert self.table is not None
+        self.trouble = CannotJoin(
+            f"cluster {self.table.settings.cluster_id} is no more: {', '.join(sorted(gone))}, without whom its members "
+            f"can agree on nothing, are of cluster {cluster_id} now: start this node again, with --join and the "
+            f"address of one of them"
+        )
 
     # -- the ring's register ------------------------------------------------------------------------------------------
 
@@ -378,3 +399,14 @@ class Agent:
             self.leaving = name in state.names and name not in {node.name for node in state.next}
         else:
             self.leaving = False
+
+
+def _can_agree(state: RingState, gone: Collection[str]) -> bool:
+    """Whether the members can agree on a next ring state without those who are `gone`."""
+    members = {node.name for node in state.members}
+    return len(members.difference(gone)) >= majority(len(members))
+
+
+def _is_as_founded_alone(table: MemberTable) -> bool:
+    """Whether it is of a cluster of one node that nobody has come to yet.  Once it is not, it will never be again."""
+    return table.ring_state.epoch == FOUNDED and len(table.ring_state.names) == 1

@@ -27,7 +27,7 @@ from dcache.agent.terms import CannotJoin
 from dcache.agent.wishes import RENEW_EVERY, Wish
 from dcache.errors import ClusterMismatch, NodeError, ProtocolError
 from dcache.membership import MemberTable, RingState, member_to_wire
-from dcache.ops.effects import Call, Detached, FirstOf, Op, Sleep, jittered
+from dcache.ops.effects import Call, Detached, FirstOf, Gather, Op, Sleep, jittered
 from dcache.ops.quorum import majority
 from dcache.record import VersionClock
 from dcache.ring import RingNode
@@ -55,6 +55,9 @@ TELL_AFTER = 30.0
 
 LOOK_EVERY = 0.2
 """Seconds between two looks of a node that waits to be let in, or to be let go."""
+
+PREFERRED = 3
+"""How many times likelier a member that is not down is asked than one that is."""
 
 FATAL = frozenset({Code.CLUSTER_MISMATCH, Code.BAD_REQUEST})
 """What a wish is refused with for good."""
@@ -353,16 +356,17 @@ def _alone(agent: Agent) -> bool:
 
 
 def _some_member(agent: Agent, random: Callable[[], float]) -> str | None:
-    """Any other member that is not down, by name, or a node that this one was sent to, by address: all members that it
-    knows of may have left since it last heard of them."""
+    """Any other member, by name, or a node that this one was sent to, by address: all members that it knows of may have
+    left since it last heard of them.  Seldom one that is said to be down: it may be up again, and the only one left."""
     table = agent.table
     if table is None:
         return None
     others = sorted(table.ring_state.names - {agent.me.name})
-    there = [name for name in others if name not in table.down] or others
     known = {table.members[name].address for name in others}
+    there = [name for name in others if name not in table.down]
     there += [peer for peer in agent.peers if peer not in known]
-    return there[int(random() * len(there))] if there else None
+    lots = [name for name in there for _ in range(PREFERRED)] + [name for name in others if name in table.down]
+    return lots[int(random() * len(lots))] if lots else None
 
 
 # -- a first node that was started again ------------------------------------------------------------------------------
@@ -373,7 +377,7 @@ def recall(agent: Agent, random: Callable[[], float], interval: float) -> Op[Non
 
     To be run by a driver that knows no cluster, for one that does refuses to talk to nodes of another.  A first node
     that was started again with its first command line founds another cluster if nobody calls it in time; it must be
-    told, and then it ends.
+    told, and then it ends.  Unless others are of that cluster by now: then it may be this node that has to give up.
     """
     while True:
         yield Sleep(jittered(interval, random))
@@ -384,3 +388,18 @@ def recall(agent: Agent, random: Callable[[], float], interval: float) -> Op[Non
         lost = [table.members[name].address for name in sorted(table.down) if random() < share]
         if lost:
             yield Detached([Call(address, "offer", (table.to_wire(),)) for address in lost])
+        yield from _look_elsewhere(agent, table)
+
+
+def _look_elsewhere(agent: Agent, table: MemberTable) -> Op[None]:
+    """Hear from members that are of another cluster now what that looks like."""
+    gone = [table.members[name].address for name in sorted(agent.elsewhere.keys() & table.members.keys())]
+    if not gone:
+        return
+    round_ = Gather([Call(address, "exchange", (b"",)) for address in gone])
+    yield round_
+    for reply in round_.replies:
+        try:
+            agent.compare_with(MemberTable.from_wire(reply.result))
+        except ProtocolError as error:
+            agent.tell_once("%s does not answer as a node of another cluster: %s", reply.node, str(error))

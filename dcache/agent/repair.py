@@ -24,8 +24,8 @@ import attrs
 from dcache.agent.completing import SLICE
 from dcache.errors import ValueTooLarge
 from dcache.membership import Member, MemberTable
+from dcache.node.held import Entry
 from dcache.node.service import Refusal, Service
-from dcache.node.store import Entry
 from dcache.ops.compare import Inventory, reconcile
 from dcache.ops.effects import Call, Op, Sleep, jittered
 from dcache.ops.listing import BATCH, BLOCK, Asking, Heard, Others, Pace, to_bitmap
@@ -230,7 +230,7 @@ class Repair:
         """Hold what another owner holds, if nothing has to go for it but an older version."""
         store, now = self._store, self._now()
         entry = store.peek(key, now)
-        more = len(value) - len(entry.value) if entry is not None else len(key) + len(value) + store.overhead
+        more = len(value) - entry.size if entry is not None else len(key) + len(value) + store.overhead
         if store.used + more > store.memory_limit or (entry is None and self._full()):
             return
         try:
@@ -299,10 +299,10 @@ class Repair:
             if entry is None:
                 continue
             own = key[: key.index(0)]
-            room -= len(entry.value)
+            room -= entry.size
             if piece and (own != namespace or room < 0 or len(piece) == BATCH):
                 yield namespace, piece
-                piece, room = {}, PIECE - len(entry.value)
+                piece, room = {}, PIECE - entry.size
             namespace = own
             piece[key] = entry
         if piece:
@@ -326,7 +326,7 @@ class Repair:
             have = {name for name, answers in round_.answers.items() if at < len(answers) and answers[at]}
             if all(len(have.intersection(owners)) >= majority(len(owners)) for owners in rings):
                 self.progress.sent_home += self._store.drop(key, entry.version, self._now())
-        yield from self._pace.pay(len(names) * sum(len(key) + len(entry.value) + 32 for key, entry in piece.items()))
+        yield from self._pace.pay(len(names) * sum(len(key) + entry.size + 32 for key, entry in piece.items()))
         return {failure.node for failure in round_.failures}
 
 

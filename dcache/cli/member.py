@@ -56,7 +56,7 @@ class Membership:
         self._is_ready = False
         terms = Terms(settings.replicas, settings.vnodes, settings.ring_seed, settings.expect)
         self.agent = Agent(me, terms, self._publish, service.store)
-        self._topology = Topology([me.address, *settings.join], random)
+        self._topology = Loyal([me.address, *settings.join], random)
         self._driver = new_driver(self._topology, machine)
         # Knows no cluster, and so talks to nodes of any.
         self._stranger = new_driver(Topology([me.address], random), machine)
@@ -128,6 +128,14 @@ class Membership:
         if not self._is_ready and self.agent.me.name in table.ring:
             self._is_ready = True
             self._ready(table)
+
+
+class Loyal(Topology):
+    """What a node knows of its cluster.  It stays with that for as long as its process lives, and its agent says when
+    that is over: a node that left as clients do would count those that are of another cluster as there."""
+
+    def foreign(self, node: str, cluster_id: str) -> bool:
+        return False
 
 
 def new_driver(topology: Topology, machine: Machine) -> AsyncDriver:

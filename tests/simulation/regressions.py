@@ -5,11 +5,17 @@ from __future__ import annotations
 
 REGRESSIONS: tuple[tuple[str, int, str], ...] = (
     ("crashes", 7, "clients stayed with a cluster that had lost all memory"),
+    ("crashes", 10, "a counter outlived a clear that it overlapped"),
     ("changes", 75, "a newcomer asked members that had left"),
     ("changes", 108, "who was left of a cluster that others began anew waited for ever"),
     ("changes", 2061, "a doubt was forgotten when a write was made again"),
     ("changes", 2288, "the same, of one of many keys"),
     ("changes", 100381, "the last owner lost its memory, and took what is older than what it had acknowledged"),
+    ("changes", 100440, "a newcomer did not ask the only member left, which was down when it came"),
+    ("changes", 100698, "the same, of two newcomers"),
+    ("changes", 101633, "the same"),
+    ("changes", 100360, "half of a cluster waited for ever for the half that had begun anew and grown"),
+    ("changes", 100756, "a newcomer took its first node, of another cluster by then, for one that was there"),
     ("linearizable", 0, "a clock that was set right kept its client from writing"),
 )
 """Profile, seed, and what was wrong."""

@@ -568,9 +568,9 @@ def test_a_cluster_most_of_whose_members_are_of_another_one_is_given_up() -> Non
     one.agent.note_elsewhere("a", elsewhere("cluster-2"))
     assert one.agent.trouble is None
     one.agent.note_elsewhere("b", elsewhere("cluster-2"))
-    assert "cluster cluster-1 is no more: a, b, most of its members, are of cluster cluster-2 now" in str(
-        one.agent.trouble
-    )
+    assert one.agent.trouble is not None
+    says = "cluster cluster-1 is no more: a, b, without whom its members can agree on nothing, are of cluster cluster-2"
+    assert says in str(one.agent.trouble)
 
 
 @pytest.mark.parametrize(
@@ -588,6 +588,75 @@ def test_a_cluster_is_not_given_up_for_less(answers: list[tuple[str, str]]) -> N
     for name, cluster_id in answers:
         one.agent.note_elsewhere(name, elsewhere(cluster_id))
     assert one.agent.trouble is None
+
+
+def test_who_waits_to_be_let_in_by_members_that_cannot_agree_any_more_gives_up() -> None:
+    one = seat("z")
+    one.agent.adopt(table_of("a", "b"))
+    one.agent.note_elsewhere("b", elsewhere("cluster-2"))
+    assert "cluster cluster-1 is no more: b, without whom" in str(one.agent.trouble)
+
+
+def coming(cluster: str, newcomer: str) -> MemberTable:
+    """The table of a cluster that a newcomer is on its way into."""
+    return ring_of(table_of(*cluster), cluster, cluster + newcomer, epoch=2)
+
+
+def grown(name: str, newcomer: str) -> MemberTable:
+    """The table of a cluster that `name` founded alone, and to which somebody has come."""
+    return ring_of(table_of(name, cluster_id="cluster-2"), name, name + newcomer, epoch=2)
+
+
+@pytest.mark.parametrize("table", [table_of("a", "b"), coming("a", "b")], ids=["half", "all but a newcomer"])
+def test_a_cluster_whose_others_can_agree_on_nothing_is_given_up_for_one_that_goes_on(table: MemberTable) -> None:
+    """As when the first node was started again with its first command line, while the other one stood still: alone, it
+    will give up the cluster that it founded anew; with others in it that goes on."""
+    one = seat("b", "a")
+    one.agent.adopt(table)
+    one.agent.note_elsewhere("a", elsewhere("cluster-2"))
+    one.agent.compare_with(table_of("a", cluster_id="cluster-2"))
+    assert one.agent.trouble is None
+    one.agent.compare_with(grown("a", "x"))
+    assert "cluster cluster-1 is no more: a, without whom its members can agree on nothing" in str(one.agent.trouble)
+
+
+def test_a_cluster_whose_others_can_agree_is_not_given_up_for_one_that_goes_on() -> None:
+    one = seat("b", "a", "c")
+    one.agent.adopt(table_of("a", "b", "c"))
+    one.agent.note_elsewhere("a", elsewhere("cluster-2"))
+    one.agent.compare_with(grown("a", "x"))
+    assert one.agent.trouble is None
+
+
+def gives_way(mine: MemberTable, others: MemberTable) -> bool:
+    """Whether a member of a new cluster does that is called by its old one."""
+    agent = seat(min(mine.ring_state.names)).agent
+    agent.adopt(mine)
+    refusal(agent, "offer", others.to_wire())
+    return agent.trouble is not None
+
+
+def ends(mine: MemberTable, gone: Iterable[str], others: MemberTable) -> bool:
+    """Whether a member of an old cluster does that meets a new one to which those have gone."""
+    agent = seat(max(mine.ring_state.names)).agent
+    agent.adopt(mine)
+    for name in gone:
+        agent.note_elsewhere(name, elsewhere(others.settings.cluster_id))
+    agent.compare_with(others)
+    return agent.trouble is not None
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["fixed", "a change under way"])
+@pytest.mark.parametrize("went_on", [False, True], ids=["as founded", "with a newcomer"])
+@pytest.mark.parametrize(("old", "gone"), [("ab", "a"), ("abc", "a"), ("abc", "ab"), ("abcd", "ab"), ("abcde", "ab")])
+def test_of_two_clusters_that_claim_the_same_nodes_one_gives_way(
+    old: str, gone: str, went_on: bool, joint: bool
+) -> None:
+    before = down(coming(old, "y") if joint else table_of(*old), *gone)
+    after = table_of(*gone, cluster_id="cluster-2")
+    if went_on:
+        after = ring_of(after, gone, gone + "x", epoch=2)
+    assert gives_way(after, before) != ends(before, gone, after)
 
 
 def test_a_node_of_no_cluster_that_is_called_a_member_will_ask_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -683,6 +684,25 @@ def test_a_second_cluster_of_a_first_node_ends_once_it_is_recalled() -> None:
         second.work.result()
 
 
+def test_who_is_left_of_a_cluster_gives_it_up_when_the_second_one_of_its_first_node_has_grown() -> None:
+    cluster = Cluster("ab")
+    cluster["b"].host.pause()
+    cluster.crash("a")
+    cluster.addresses = []
+    second = cluster.start("a", Terms(3, 4, expect=1))
+    cluster.until(lambda: second.agent.table is not None, 2)
+    cluster.addresses = ["a:7400"]
+    cluster.start("z")
+    cluster.until(lambda: second.ring == "az")
+    left = cluster["b"]
+    left.host.resume()
+    left.host.run(recall(left.agent, cluster.net.random.random, INTERVAL))
+    cluster.until(lambda: left.work.done, 20)
+    with pytest.raises(CannotJoin, match="cluster cluster-1 is no more: a, without whom"):
+        left.work.result()
+    assert not second.work.done
+
+
 # -- asking to be let in ----------------------------------------------------------------------------------------------
 
 
@@ -708,6 +728,32 @@ def test_those_that_a_node_was_sent_to_are_asked_as_well_as_the_members_that_it_
     rounds = [next(look_for_news(agent, partial(float, share / 10))) for share in range(10)]
     asked = {call.node for round_ in rounds if isinstance(round_, Round) for call in round_.calls}
     assert asked == {"a", "b", "c", "d:7400"}
+
+
+def test_members_that_are_said_to_be_down_are_asked_too_but_seldom(guest: tuple[Cluster, Agent]) -> None:
+    """What the node knows of them is as old as the table that it was given last: nobody sends it news."""
+    _, agent = guest
+    assert agent.table is not None
+    agent.adopt(agent.table.with_member(attrs.evolve(agent.table.members["c"], health=Health.DOWN)))
+    rounds = [next(look_for_news(agent, partial(float, share / 70))) for share in range(70)]
+    asked = Counter(call.node for round_ in rounds if isinstance(round_, Round) for call in round_.calls)
+    assert asked == {"a": 30, "b": 30, "c": 10}
+
+
+def test_a_newcomer_is_let_in_by_a_member_that_was_down_when_it_came_and_is_the_only_one_left(
+    guest: tuple[Cluster, Agent],
+) -> None:
+    cluster, agent = guest
+    assert agent.table is not None
+    agent.adopt(agent.table.with_member(attrs.evolve(agent.table.members["c"], health=Health.DOWN)))
+    cluster.crash("ab")
+    left = cluster["c"].agent
+    assert left.table is not None
+    left.adopt(attrs.evolve(left.table, ring_state=RingState(5, (left.me.placed(),))))
+    host = cluster.net.hosts["z:7400"]
+    task = host.run(join(agent, cluster.net.random.random, lambda: host.now() / 1000))
+    cluster.until(lambda: task.done)
+    assert cluster["c"].ring == "c>cz"
 
 
 def test_a_node_that_is_refused_for_good_does_not_ask_again(guest: tuple[Cluster, Agent]) -> None:

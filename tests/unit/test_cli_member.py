@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from dcache.cli.member import first_of
+from dcache.cli.member import Loyal, first_of
+from dcache.membership import Member, MemberTable, RingState, Settings
 from tests.conftest import Run
 
 
@@ -49,3 +50,13 @@ def test_who_is_cancelled_cancels_all(run: Run) -> None:
 
     run(main())
     assert ended == ["for_ever"] * 2
+
+
+def test_a_node_stays_with_its_cluster_whatever_others_say_that_they_are_of() -> None:
+    """A driver that knows no cluster would take nodes of another one for members that are there."""
+    topology = Loyal(["a:7400"], lambda: 0.0)
+    rows = {name: Member(name, f"{name}:7400") for name in "ab"}
+    topology.table = MemberTable(Settings("c1"), RingState(1, tuple(row.placed() for row in rows.values())), rows)
+    assert not topology.foreign("a", "c2")
+    assert not topology.foreign("b", "c2")
+    assert topology.cluster_id() == "c1"

@@ -110,6 +110,20 @@ class NodeHost:
         return process is not None and process.done
 
     @property
+    def gave_up(self) -> bool:
+        """Whether its process has ended because it could not be of its cluster any more, or of none."""
+        process = self.host.process
+        return process is not None and process.done and process.result() != 0
+
+    @property
+    def waits_in_vain(self) -> bool:
+        """Whether it is of no cluster yet, and nobody is there of those that it was sent to."""
+        hosts = self.host.simulation.hosts
+        sent_to = {address.rpartition(":")[0] for address in self.settings.join} - {self.name}
+        there = [name for name in sent_to if name in hosts and hosts[name].running]
+        return self.running and self.table is None and bool(sent_to) and not there
+
+    @property
     def paused(self) -> bool:
         process = self.host.process
         return process is not None and process.alive and process.paused

@@ -139,13 +139,25 @@ class Nemesis:
 
     def _expendable(self) -> list[NodeHost]:
         """Those without whom there is still a member who knows the newest ring state: were all who know it to forget
-        it, they would form another cluster, which is `blackout`."""
+        it, they would form another cluster, which is `blackout`.  Who is coming has no say in what follows, but can
+        call the only member back to its cluster if that is started again, unless it stands still or is cut off."""
         running = self.cluster.running()
         newest = max((node.epoch for node in running), default=0)
-        knowing = {
-            node.name for node in running if node.epoch == newest and node.agent is not None and node.agent.on_ring
-        } - self._told
-        return [node for node in running if knowing - {node.name}]
+        knowing = [
+            node
+            for node in running
+            if node.epoch == newest and node.agent is not None and node.agent.on_ring and node.name not in self._told
+        ]
+        return [
+            node
+            for node in running
+            if any(one is not node and (_is_member(one) or self._can_call(one, node)) for one in knowing)
+        ]
+
+    def _can_call(self, one: NodeHost, other: NodeHost) -> bool:
+        ways = ((one.name, other.name), (other.name, one.name))
+        paths = [self._network.path(here, there) for here, there in ways]
+        return not one.paused and all(path.cut_at is None and not path.held for path in paths)
 
     def _one(self, nodes: Sequence[NodeHost]) -> NodeHost | None:
         return self._random.choice(nodes) if nodes else None
@@ -255,6 +267,10 @@ class Nemesis:
     def _pairs(self, number: int) -> list[tuple[str, str]]:
         hosts = list(self._sim.hosts)
         return [(one, other) for one, other in (self._random.sample(hosts, 2) for _ in range(number))]
+
+
+def _is_member(node: NodeHost) -> bool:
+    return node.table is not None and node.name in {member.name for member in node.table.ring_state.members}
 
 
 def _shown(pairs: Sequence[tuple[str, str]]) -> str:

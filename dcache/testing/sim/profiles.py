@@ -12,7 +12,7 @@ from dcache.testing.history import Call, Violation
 from dcache.testing.workload import MIX
 
 AMPLE = 64 << 20
-SCARCE = 6_000
+SCARCE = 14_000
 """Bytes of memory: more than is ever used, and room for some of the values."""
 
 NETWORK = (

@@ -232,11 +232,19 @@ class Trial:
         return self.cluster.in_order()
 
     def _look_after(self) -> None:
-        """As an operator, who starts again what ended though it is on the ring."""
+        """As an operator, who starts again what ended though it is on the ring, and who does what the log says: sends
+        to others who gave up, or who waits for nodes that are gone for good.  (A member that was forgotten, and started
+        with its first command line, knows of those alone that it founded the cluster with, and all may have left.)
+        """
         names = self.cluster.newest_names()
         for node in self.cluster.nodes.values():
-            if not node.running and node.name in names:
-                node.start()
+            if node.name in names:
+                if not node.running:
+                    node.start()
+            elif node.gave_up or node.waits_in_vain:
+                self.simulation.tell("operator", f"starts {node.name} to join the others")
+                node.host.kill()
+                self.cluster.readmit(node)
 
     def _differing(self) -> str:
         """A key of which an owner holds less than another, without having forgotten it; empty if there is none."""
