@@ -130,11 +130,18 @@ def _explain_ready(reply: Reply) -> str | None:
 
 
 def clear(ctx: Context) -> Op[None]:
-    """Forget the whole namespace: first the highest version anywhere, then a floor one above it everywhere."""
+    """Forget the whole namespace: first the highest version anywhere, then a floor one above it everywhere.
+
+    Where something higher came in between it is done once more, above that: a conditional change or a fill that was
+    promised its version before goes by what it read before, and would bring that back.  One that is promised later, by
+    an owner that forgot, meets an owner that no longer vouches for what is forgotten.
+    """
     highest = yield from _everywhere(ctx, "newest", (), in_doubt=False)
     clock = ctx.shared.clock
     version = clock.above(highest if ctx.options.linearizable else max(highest, clock.stamp()))
-    yield from _everywhere(ctx, "clear", (version,), in_doubt=True)
+    highest = yield from _everywhere(ctx, "clear", (version,), in_doubt=True)
+    if highest > version:
+        yield from _everywhere(ctx, "clear", (clock.above(highest),), in_doubt=True)
 
 
 def _everywhere(ctx: Context, method: str, params: tuple[Any, ...], in_doubt: bool) -> Op[Version]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -287,6 +288,55 @@ def test_a_change_under_way_during_a_clear_is_refused(nodes: Cluster) -> None:
         hand.resume()
 
 
+def cleared_around(nodes: Cluster, meanwhile: Callable[[], object]) -> None:
+    """A clear of a namespace; something goes on between its finding the highest version and the nodes clearing."""
+    hand = Hand(cluster.clear(nodes.context()), nodes)
+    hand.deliver(*NAMES)
+    hand.resume()
+    nodes.time.advance(5)
+    meanwhile()
+    hand.finish()
+
+
+@pytest.mark.parametrize("away", ["", "c"])
+def test_what_was_counted_before_a_clear_is_gone_after_it(nodes: Cluster, away: str) -> None:
+    """Also where a count that began before is above what the clear found, and one owner never heard of it."""
+    counter = nodes.context(skew=20_000)
+    for _ in range(5):
+        drive(mutate.incr(counter, KEY), nodes)
+
+    def count() -> None:
+        for name in away:
+            nodes[name].down = True
+        drive(mutate.incr(counter, KEY), nodes)
+        for name in away:
+            nodes[name].down = False
+
+    cleared_around(nodes, count)
+    for turn in range(3):
+        assert drive(read.get(nodes.context(turn=turn), KEY), nodes) is None
+    assert drive(mutate.incr(nodes.context(), KEY), nodes) == 1
+
+
+def test_a_value_computed_and_stored_during_a_clear_is_gone_after_it(nodes: Cluster) -> None:
+    ctx = nodes.context(skew=20_000)
+
+    def compute() -> None:
+        claim = drive(load.lookup(ctx, KEY), nodes)
+        assert isinstance(claim, load.Claim)
+        assert drive(load.fill(ctx, KEY, claim, b"stale", 0), nodes)
+
+    cleared_around(nodes, compute)
+    assert drive(read.get(nodes.context(), KEY), nodes) is None
+
+
+def test_a_clear_that_nothing_higher_comes_in_between_takes_two_rounds(nodes: Cluster) -> None:
+    filled(nodes, nodes.context())
+    nodes.clear_log()
+    drive(cluster.clear(nodes.context()), nodes)
+    assert [call.method for call in nodes.sent] == ["newest"] * 3 + ["clear"] * 3
+
+
 @pytest.mark.parametrize(("write_quorum", "tolerated"), [("quorum", 1), ("all", 0)])
 def test_clear_tolerates_no_more_nodes_away_than_any_key_can(write_quorum: str, tolerated: int) -> None:
     nodes = Cluster("abcde")
@@ -360,7 +410,7 @@ def test_a_scan_finds_the_keys_of_its_namespace_and_prefix() -> None:
 
 def paged(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """Six keys on each of three nodes that look at two per page."""
-    monkeypatch.setattr("dcache.node.service.SCAN_CHUNK", 2)
+    monkeypatch.setattr("dcache.node.scans.SCAN_CHUNK", 2)
     nodes = Cluster()
     drive(batch.set_many(nodes.context(), {f"k{n}": n for n in range(6)}), nodes)
     nodes.clear_log()
