@@ -10,7 +10,8 @@ The numbers and names below travel between versions of this program: only append
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -85,7 +86,11 @@ class Limits:
 FRAME_CEILING = 1 << 30
 """No peer's word makes a decoder accept frames larger than this."""
 
-_encode = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+pack: Callable[[object], bytes] = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+"""One MessagePack object as bytes."""
+
+_array_head: Callable[[int], bytes] = msgpack.Packer(autoreset=True).pack_array_header
+_reply_head = struct.Struct(">3sIB").pack
 
 
 def check_key(key: bytes, limits: Limits) -> None:
@@ -107,6 +112,11 @@ def encode_reply(message_id: int, result: object) -> bytes:
     return pack((REPLY, message_id, None, result))
 
 
+def reply_with(message_id: int, encoded: bytes) -> bytes:
+    """The reply whose result is MessagePack already."""
+    return _reply_head(b"\x94\x01\xce", message_id, 0xC0) + encoded  # array of four, REPLY, id in 32 bits, nil
+
+
 def encode_error(message_id: int | None, code: Code, detail: object = None) -> bytes:
     """An error reply; the id is nil where the request's own could not be read."""
     return pack((REPLY, message_id, (int(code), MESSAGES[code], detail), None))
@@ -116,9 +126,9 @@ def encode_notification(method: str, params: Sequence[Any]) -> bytes:
     return pack((NOTIFICATION, method, params))
 
 
-def pack(message: object) -> bytes:
-    """One MessagePack object as bytes."""
-    return bytes(_encode(message))
+def pack_array(encoded: Sequence[bytes]) -> bytes:
+    """The array of these objects, each MessagePack already."""
+    return b"".join((_array_head(len(encoded)), *encoded))
 
 
 class Decoder:
@@ -144,6 +154,7 @@ class Decoder:
             object_hook=None if maps else _refuse_map,
             read_size=16384,  # of which it reserves a multiple at once
         )
+        self._unpack, self._tell = self._unpacker.unpack, self._unpacker.tell
 
     @property
     def partial(self) -> bool:
@@ -165,20 +176,25 @@ class Decoder:
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
         """Every message that is complete by now; may be left early and called again."""
-        unpacker = self._unpacker
-        while True:
-            try:
-                message = unpacker.unpack()
-            except msgpack.OutOfData:
-                self._check_size(self._fed)
-                return
-            except Exception as error:
-                why = str(error) or type(error).__name__
-                raise ProtocolError(f"not MessagePack within the limits: {why}") from error
-            end = unpacker.tell()
+        return iter(self.next, None)
+
+    def next(self) -> tuple[Any, ...] | None:
+        """The next message, or None if none is complete by now."""
+        if self._fed == self._done:  # to ask the unpacker for what it has not costs an exception
+            return None
+        try:
+            message = self._unpack()
+        except msgpack.OutOfData:
+            self._check_size(self._fed)
+            return None
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            raise ProtocolError(f"not MessagePack within the limits: {why}") from error
+        end = self._tell()
+        if end - self._done > self._max_frame:
             self._check_size(end)
-            self._done = end
-            yield check_message(message)
+        self._done = end
+        return check_message(message)
 
     def _check_size(self, end: int) -> None:
         # The unpacker's own limit is on bytes it has not looked at yet, so a frame of many small parts passes it.
@@ -192,25 +208,24 @@ def _refuse_map(_: object) -> None:
 
 def check_message(message: Any) -> tuple[Any, ...]:
     """The message, if its envelope is one of the three kinds; `ProtocolError` otherwise."""
-    if type(message) is tuple and message:
-        kind, size = message[0], len(message)
-        if type(kind) is int:
-            if kind == REPLY and size == 4 and _is_id(message[1], or_none=True) and _is_error(message[2]):
-                return message
-            if kind == REQUEST and size == 4 and _is_id(message[1]) and _is_call(*message[2:]):
-                return message
-            if kind == NOTIFICATION and size == 3 and _is_call(*message[1:]):
+    if type(message) is tuple:
+        if len(message) == 4:
+            kind, message_id, third, last = message
+            if type(kind) is int:
+                if kind == REPLY and (message_id is None or _is_id(message_id)) and (third is None or _is_error(third)):
+                    return message
+                if kind == REQUEST and type(third) is str and type(last) is tuple and _is_id(message_id):
+                    return message
+        elif len(message) == 3:
+            kind, method, params = message
+            if type(kind) is int and kind == NOTIFICATION and type(method) is str and type(params) is tuple:
                 return message
     raise ProtocolError("a message is neither request, reply nor notification")
 
 
-def _is_id(value: object, or_none: bool = False) -> bool:
-    return (type(value) is int and 0 <= value < 1 << 32) or (or_none and value is None)
-
-
-def _is_call(method: object, params: object) -> bool:
-    return type(method) is str and type(params) is tuple
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
 
 
 def _is_error(error: object) -> bool:
-    return error is None or (type(error) is tuple and len(error) == 3 and type(error[0]) is int)
+    return type(error) is tuple and len(error) == 3 and type(error[0]) is int

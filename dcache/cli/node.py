@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import functools
 import gc
 import importlib.util
 import logging
@@ -53,7 +54,7 @@ class Node:
         seed = settings.ring_seed
         self.store = Store(
             settings.memory_limit,
-            lambda key: slot_of(key, seed),
+            functools.partial(slot_of, seed=seed),
             SLOTS,
             max_entries=settings.max_entries,
             promises=Promises(65_536, 60_000, 250),

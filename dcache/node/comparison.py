@@ -169,7 +169,7 @@ class Comparison:
             if type(key) is not bytes:
                 raise TypeError("a storage key is binary")
             entry = self._store.peek(key, now)
-            room -= RECORD_FRAME + (0 if entry is None else len(entry.value))
+            room -= RECORD_FRAME + (0 if entry is None else entry.size)
             if room < 0 and records:
                 break
             records.append(None if entry is None else (entry.version, entry.value, entry.flags, entry.ttl(now)))

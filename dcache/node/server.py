@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import attrs
 
 from dcache.errors import ProtocolError
 from dcache.node.service import Refusal, Service
-from dcache.wire import REQUEST, Code, Decoder, encode_error, encode_notification, encode_reply
+from dcache.wire import REQUEST, Code, Decoder, encode_error, encode_notification, reply_with
 
 log = logging.getLogger("dcache.node")
 
@@ -52,7 +52,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self._server, self._service = server, server.service
         self._decoder = Decoder(self._service.limits.max_frame, self._service.limits.max_batch, maps=False)
-        self._messages: Iterator[tuple[Any, ...]] | None = None
+        self._queued = False  # more has come than was handled in one turn
+        self._paused = False  # nothing is read
         self._greeted = False
         self._silent = False  # nothing has come since `finish` was last called
         self._choked_at: float | None = None
@@ -74,28 +75,30 @@ class Connection(asyncio.Protocol):
         self._server.connections.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
-        if self._server.stalled():
+        server, decoder = self._server, self._decoder
+        now = server.now()
+        if server.stalled(now):
             return
         self._silent = False
-        self._heard = self._server.now()
-        if not self._decoder.partial:
-            self._begun = self._heard
+        self._heard = now
+        if not decoder.partial:
+            self._begun = now
         try:
-            self._decoder.feed(data)
+            decoder.feed(data)
         except ProtocolError as error:
             self._reject(error)
             return
-        if self._messages is None:
+        if not self._queued:
             self._work()
 
     def pause_writing(self) -> None:
         self._choked_at = self._server.now()
-        self.transport.pause_reading()
+        self._pause()
 
     def resume_writing(self) -> None:
         self._choked_at = None
         self._begun = self._server.now()  # a frame cannot be finished while nobody reads it
-        self._work()
+        self._take_turn()
 
     def notify(self, frame: bytes) -> None:
         """Send a notification, unless too much waits to be sent already."""
@@ -109,53 +112,61 @@ class Connection(asyncio.Protocol):
 
         To close a socket with bytes unread would reset it, and cost the client replies that are on their way.
         """
-        idle = self._messages is None and self._choked_at is None
-        if (idle and self._silent) or (at_once and self._messages is None):
+        idle = not self._queued and self._choked_at is None
+        if (idle and self._silent) or (at_once and not self._queued):
             self.transport.close()
         self._silent = idle
 
+    def _take_turn(self) -> None:
+        """Go on with what could not be handled when it came."""
+        if not self._server.stalled(self._server.now()):
+            self._work()
+
     def _work(self) -> None:
         """Handle what has been read, but no more at once than is fair to the others."""
-        if self.transport.is_closing() or self._choked_at is not None:
+        if self._choked_at is not None or self.transport.is_closing():
             return
-        if self._messages is not None and self._server.stalled():
-            return
-        messages = self._messages or self._decoder.messages()
-        self._messages = None
+        decoder, most = self._decoder, self._server.limits.max_in_flight
         out: list[bytes] = []
-        size = 0
+        size = handled = 0
         try:
-            for handled, message in enumerate(messages, 1):
+            while size <= HIGH_WATER and handled < most and (message := decoder.next()) is not None:
+                handled += 1
                 if message[0] == REQUEST:
-                    reply = self._handle(*message[1:])
+                    reply = self._handle(message[1], message[2], message[3])
                     out.append(reply)
                     size += len(reply)
-                if handled >= self._server.limits.max_in_flight or size > HIGH_WATER:
-                    self._messages = messages
-                    break
         except ProtocolError as error:
             self.transport.write(b"".join(out))
             self._reject(error)
             return
+        self._queued = decoder.partial and (size > HIGH_WATER or handled == most)
         if out:
             self._begun = max(self._begun, self._heard)  # what follows those frames began later than they did
             self._server.requests += len(out)
             self.transport.write(b"".join(out))
-        self._go_on()
+        if self._queued or self._paused:
+            self._go_on()
 
     def _go_on(self) -> None:
-        if self._messages is None:
-            if self._choked_at is None:
-                self.transport.resume_reading()
-        elif self._choked_at is None:
-            self.transport.pause_reading()
-            self._server.loop.call_soon(self._work)
+        if self._choked_at is not None:
+            return
+        if self._queued:
+            self._pause()
+            self._server.loop.call_soon(self._take_turn)
+        else:
+            self._paused = False
+            self.transport.resume_reading()
+
+    def _pause(self) -> None:
+        self._paused = True
+        self.transport.pause_reading()
 
     def _handle(self, message_id: int, method: str, params: tuple[Any, ...]) -> bytes:
         if not self._greeted and method != "hello":
             raise ProtocolError("the first request must be hello")
         try:
-            result = self._service.handle(method, params)
+            result = self._service.answer(method, params)
         except Refusal as refusal:
             self._server.refusals += 1
             return encode_error(message_id, refusal.code, refusal.detail)
@@ -164,12 +175,12 @@ class Connection(asyncio.Protocol):
             return encode_error(message_id, Code.INTERNAL)
         if method == "hello":
             self._greeted, self.expects, self.push = True, params[1], params[2] is True
-        return encode_reply(message_id, result)
+        return reply_with(message_id, result)
 
     def _reject(self, error: ProtocolError) -> None:
         log.warning("closing the connection of %s: %s", self._peer(), str(error))
         self._server.rejected += 1
-        self._messages = None
+        self._queued = False
         self.transport.write(encode_error(None, Code.BAD_REQUEST, str(error)))
         self.transport.close()
 
@@ -179,7 +190,7 @@ class Connection(asyncio.Protocol):
         if self._choked_at is not None:
             if now - self._choked_at > limits.slow_timeout:
                 self.drop("it does not read its replies")
-        elif self._messages is None and self._decoder.partial and now - self._begun > limits.frame_timeout:
+        elif not self._queued and self._decoder.partial and now - self._begun > limits.frame_timeout:
             self.drop("it does not finish the frame it began")
         elif now - self._heard > limits.idle_timeout:
             self.drop("it has been idle for long", level=logging.INFO)
@@ -249,9 +260,8 @@ class Server:
         for connection in list(self.connections):
             connection.transport.abort()
 
-    def stalled(self) -> bool:
+    def stalled(self, now: float) -> bool:
         """Whether this process did not run for a while; if so, its clients' connections are closed now."""
-        now = self.now()
         if now - self._beat <= self.limits.stall + BEAT:
             return False
         log.warning("stalled for %.1f s: closing all connections unread", now - self._beat)
@@ -263,7 +273,7 @@ class Server:
 
     def _tick(self) -> None:
         now = self.now()
-        self.stalled()
+        self.stalled(now)
         self._beat = now
         for connection in list(self.connections):
             connection.check_time(now)

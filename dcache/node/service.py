@@ -9,8 +9,6 @@ where not; an answer to a write is `(complete, status, version)`.
 
 from __future__ import annotations
 
-import itertools
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,15 +16,14 @@ import attrs
 
 from dcache.errors import InvalidKey, ValueTooLarge
 from dcache.node.comparison import Comparison
+from dcache.node.held import Entry
 from dcache.node.refusal import REFUSED, Refusal, as_refusal, refusal_to_wire, version_from_wire
-from dcache.node.store import Entry, Store
+from dcache.node.scans import Scans
+from dcache.node.store import ANSWER_FRAME, Store
 from dcache.record import Version, version_milliseconds
-from dcache.wire import PROTOCOL, Code, Limits, Status, check_key, storage_key
+from dcache.wire import PROTOCOL, Code, Limits, Status, check_key, pack, pack_array, storage_key
 
 __all__ = ["Identity", "Refusal", "Service", "View", "refusal_to_wire"]
-
-SCAN_CHUNK = 4096  # keys looked at per page: some 2 ms
-SCANS_AT_ONCE = 32
 
 
 @attrs.frozen
@@ -50,6 +47,8 @@ class Identity:
 
 
 Method = Callable[..., Any]
+Moment = tuple[int, bytes]
+"""Now in ms, and what a version has to be below to be taken as it is: what a batch asks the clocks for once."""
 
 
 class Service:
@@ -70,8 +69,8 @@ class Service:
         self.view = View()
         self._now, self._wall, self._skew = now, wall, skew
         self._started = now()
-        self._scans: OrderedDict[int, list[bytes]] = OrderedDict()
-        self._scan_ids = itertools.count(1)
+        self._namespace = b""  # the last one that was found to be sound: mostly there is one
+        self._scans = Scans(store, limits.max_batch)
         self._statistics: list[Callable[[], dict[str, Any]]] = []
         self._comparison = Comparison(store, self._fence, now, lambda: wall() + skew, limits.max_batch)
         self.methods: dict[str, Method] = {
@@ -100,6 +99,24 @@ class Service:
             "scan": self.scan,
             **self._comparison.methods(),
         }
+        self._at_hand: dict[str, Callable[..., bytes | None]] = {
+            "get": self._get_at_hand,
+            "get_many": self._get_many_at_hand,
+        }
+
+    def answer(self, method: str, params: Sequence[Any]) -> bytes:
+        """As `handle`, the result as MessagePack."""
+        at_hand = self._at_hand.get(method)
+        if at_hand is not None:
+            try:
+                answer = at_hand(*params)
+            except InvalidKey as error:
+                raise as_refusal(error) from error
+            except (TypeError, ValueError):  # of the wrong form, and `handle` says so
+                answer = None
+            if answer is not None:
+                return answer
+        return pack(self.handle(method, params))
 
     def handle(self, method: str, params: Sequence[Any]) -> Any:
         """The result of a request; `Refusal` if it is refused."""
@@ -177,24 +194,36 @@ class Service:
         now = self._now()
         return self._answer(full, self.store.get(full, now), now)
 
+    def _get_at_hand(self, fingerprint: bytes, namespace: bytes, key: bytes) -> bytes | None:
+        """The answer to a `get` that hits, as it is held; None where `get` has to look closer.
+
+        The key needs no checking: one that is held was checked when it was written.  A namespace with a NUL would meet
+        the keys of another one.
+        """
+        if fingerprint != self.view.fingerprint or b"\0" in namespace:
+            return None
+        return self.store.answer(namespace + b"\0" + key, self._now)
+
     def peek(self, fingerprint: bytes, namespace: bytes, key: bytes) -> tuple[Any, ...]:
         """As `get`, without the value."""
         full = self._key(fingerprint, namespace, key)
         now = self._now()
-        complete, *rest = self._answer(full, self.store.peek(full, now), now)
-        return (complete, rest[0], b"", *rest[2:]) if len(rest) == 4 else (complete, *rest)
+        entry = self.store.peek(full, now)
+        if entry is None:
+            return self._answer(full, None, now)
+        return self.store.is_complete(full), entry.version, b"", entry.flags, entry.ttl(now)
 
     def top(self, fingerprint: bytes, namespace: bytes, key: bytes) -> tuple[bool, Version]:
         """Whether this node's word on `key` counts, and the highest version held, forgotten or promised that a write
         of it may meet here."""
-        return self._top(self._key(fingerprint, namespace, key))
+        return self._top(self._moment(), self._key(fingerprint, namespace, key))
 
     def claim(
         self, fingerprint: bytes, namespace: bytes, key: bytes, version: bytes, unreadable: bytes
     ) -> tuple[Any, ...]:
         full = self._key(fingerprint, namespace, key)
-        now = self._now()
-        stamped = self._stamped(full, version, now)
+        moment = now, _ = self._moment()
+        stamped = self._stamped(moment, full, version)
         if type(unreadable) is not bytes:
             raise TypeError("the version up to which nothing is readable is binary")
         entry, promised = self.store.claim(full, stamped, Version(unreadable), now)
@@ -210,7 +239,7 @@ class Service:
         flags: int,
         ttl: int | None,
     ) -> tuple[Any, ...]:
-        return self._set(self._key(fingerprint, namespace, key), version, value, flags, ttl)
+        return self._set(self._moment(), self._key(fingerprint, namespace, key), version, value, flags, ttl)
 
     def copy(
         self,
@@ -223,7 +252,7 @@ class Service:
         ttl: int | None,
     ) -> tuple[Any, ...]:
         """As `set`, for a record that other nodes hold: whoever stamped it is not here to be told of the time."""
-        return self._copy(self._key(fingerprint, namespace, key), version, value, flags, ttl)
+        return self._copy(self._moment(), self._key(fingerprint, namespace, key), version, value, flags, ttl)
 
     def accept(
         self,
@@ -241,12 +270,12 @@ class Service:
         return self.store.is_complete(full), *answer
 
     def delete(self, fingerprint: bytes, namespace: bytes, key: bytes, version: bytes) -> tuple[Any, ...]:
-        return self._delete(self._key(fingerprint, namespace, key), version)
+        return self._delete(self._moment(), self._key(fingerprint, namespace, key), version)
 
     def prepare(self, fingerprint: bytes, namespace: bytes, key: bytes, ballot: bytes) -> tuple[Any, ...]:
         full = self._key(fingerprint, namespace, key)
-        now = self._now()
-        status, version, entry = self.store.prepare(full, self._stamped(full, ballot, now), now)
+        moment = now, _ = self._moment()
+        status, version, entry = self.store.prepare(full, self._stamped(moment, full, ballot), now)
         record = None if entry is None else (entry.version, entry.value, entry.flags, entry.ttl(now))
         return self.store.is_complete(full), status, version, record
 
@@ -263,12 +292,27 @@ class Service:
         room, now = self.limits.frame_room, self._now()
         for (key,) in items:
             full = self._full(namespace, key)
-            answer = self._answer(full, self.store.get(full, now), now)
-            room -= len(answer[2]) + 64 if len(answer) == 5 else 64
+            entry = self.store.get(full, now)
+            room -= ANSWER_FRAME if entry is None else ANSWER_FRAME + entry.size
             if room < 0 and answers:
                 break
-            answers.append(answer)
+            answers.append(self._answer(full, entry, now))
         return answers
+
+    def _get_many_at_hand(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> bytes | None:
+        """As `_get_at_hand`; the misses are looked up one by one."""
+        if fingerprint != self.view.fingerprint or b"\0" in namespace:
+            return None
+        prefix, now = namespace + b"\0", self._now()
+        keys = [prefix + key for (key,) in items]
+        answers: list[Any] | None = self.store.answers(keys, self.limits.frame_room, now)
+        if answers is None:
+            return None
+        for at, answer in enumerate(answers):
+            if answer is None:
+                full = self._full(namespace, items[at][0])
+                answers[at] = pack(self._answer(full, self.store.get(full, now), now))
+        return pack_array(answers)
 
     def top_many(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> list[Any]:
         return self._each(fingerprint, namespace, items, self._top)
@@ -286,10 +330,11 @@ class Service:
         """The answer to each item; the refusal of one is its answer, `(code, message, detail)`, and harms no other."""
         self._fence(fingerprint)
         answers: list[Any] = []
+        moment, full = self._moment(), self._full
         for item in items:
             try:
                 key, *rest = item
-                answers.append(single(self._full(namespace, key), *rest))
+                answers.append(single(moment, full(namespace, key), *rest))
             except (Refusal, *REFUSED) as error:
                 answers.append(refusal_to_wire(as_refusal(error)))
         return answers
@@ -313,30 +358,7 @@ class Service:
         """Keys that start with `prefix`, from a snapshot made with the first page, and the cursor of the next page."""
         self._fence(fingerprint)
         start = self._prefix(namespace)
-        wanted, now = start + prefix, self._now()
-        scan_id, keys = self._snapshot(cursor)
-        found: list[bytes] = []
-        for _ in range(min(SCAN_CHUNK, len(keys))):
-            key = keys.pop()
-            if key.startswith(wanted) and self.store.peek(key, now) is not None:
-                found.append(key[len(start) :])
-                if len(found) >= self.limits.max_batch:
-                    break
-        if not keys:
-            return None, found
-        self._scans[scan_id] = keys
-        return (scan_id, len(keys)), found
-
-    def _snapshot(self, cursor: Any) -> tuple[int, list[bytes]]:
-        if cursor is None:
-            while len(self._scans) >= SCANS_AT_ONCE:
-                self._scans.popitem(last=False)
-            return next(self._scan_ids), self.store.snapshot()
-        scan_id, left = cursor
-        keys = self._scans.pop(scan_id, None)
-        if keys is None or len(keys) != left:
-            raise Refusal(Code.UNKNOWN_CURSOR)
-        return scan_id, keys
+        return self._scans.page(start, start + prefix, cursor, self._now())
 
     # -- what they share ----------------------------------------------------------------------------------------------
 
@@ -355,9 +377,12 @@ class Service:
     def _full(self, namespace: bytes, key: bytes) -> bytes:
         if type(key) is not bytes:
             raise InvalidKey(f"a key is binary, not {type(key).__name__}")
-        check_key(key, self.limits)
-        self._prefix(namespace)
-        return storage_key(namespace, key)
+        if not 0 < len(key) <= self.limits.max_key:
+            check_key(key, self.limits)
+        if namespace != self._namespace:
+            self._prefix(namespace)
+            self._namespace = namespace
+        return namespace + b"\0" + key
 
     def _prefix(self, namespace: bytes) -> bytes:
         if type(namespace) is not bytes or len(namespace) > self.limits.max_namespace or b"\0" in namespace:
@@ -370,30 +395,35 @@ class Service:
             return complete, self.store.floor(full), promised
         return complete, entry.version, entry.value, entry.flags, entry.ttl(now)
 
-    def _set(self, full: bytes, version: bytes, value: bytes, flags: int, ttl: int | None) -> tuple[Any, ...]:
-        now = self._now()
+    def _set(
+        self, moment: Moment, full: bytes, version: bytes, value: bytes, flags: int, ttl: int | None
+    ) -> tuple[Any, ...]:
+        store = self.store
         self._check_value(value, flags, ttl)
-        answer = self.store.set(full, self._stamped(full, version, now), value, flags, ttl, now)
-        return self.store.is_complete(full), *self._told_of_promises(full, version, answer)
+        answer = store.set(full, self._stamped(moment, full, version), value, flags, ttl, moment[0])
+        if answer[0] is Status.NEWER:
+            answer = self._told_of_promises(full, version, answer)
+        return store.all_complete or store.is_complete(full), *answer
 
-    def _copy(self, full: bytes, version: bytes, value: bytes, flags: int, ttl: int | None) -> tuple[Any, ...]:
+    def _copy(
+        self, moment: Moment, full: bytes, version: bytes, value: bytes, flags: int, ttl: int | None
+    ) -> tuple[Any, ...]:
         self._check_value(value, flags, ttl)
-        answer = self.store.set(full, version_from_wire(version), value, flags, ttl, self._now())
+        answer = self.store.set(full, version_from_wire(version), value, flags, ttl, moment[0])
         return self.store.is_complete(full), *answer
 
-    def _delete(self, full: bytes, version: bytes) -> tuple[Any, ...]:
-        now = self._now()
-        answer = self.store.delete(full, self._stamped(full, version, now), now)
-        return self.store.is_complete(full), *self._told_of_promises(full, version, answer)
+    def _delete(self, moment: Moment, full: bytes, version: bytes) -> tuple[Any, ...]:
+        answer: tuple[Any, ...] = self.store.delete(full, self._stamped(moment, full, version), moment[0])
+        if answer[0] is Status.NEWER:
+            answer = self._told_of_promises(full, version, answer)
+        return self.store.is_complete(full), *answer
 
-    def _top(self, full: bytes) -> tuple[bool, Version]:
-        return self.store.is_complete(full), self.store.top(full, self._now())
+    def _top(self, moment: Moment, full: bytes) -> tuple[bool, Version]:
+        return self.store.is_complete(full), self.store.top(full, moment[0])
 
     def _told_of_promises(self, full: bytes, version: bytes, answer: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The answer to a set or delete.  One that is refused may take itself for overtaken only if nothing above it
-        was promised here before: whoever was promised something had not seen it, and may have gone by what is older."""
-        if answer[0] != Status.NEWER:
-            return answer
+        """The answer to a set or delete that is refused.  It may take itself for overtaken only if nothing above it was
+        promised here before: whoever was promised something had not seen it, and may have gone by what is older."""
         promised = self.store.promised(full)
         return (Status.PROMISED, max(answer[1], promised), *answer[2:]) if promised > version else answer
 
@@ -405,13 +435,16 @@ class Service:
         if len(value) > self.limits.max_value:
             raise ValueTooLarge(len(value), self.limits.max_value)
 
-    def _stamped(self, full: bytes, version: bytes, now: int) -> Version:
+    def _moment(self) -> Moment:
+        return self._now(), (self._wall() + self._skew + 1).to_bytes(6, "big")
+
+    def _stamped(self, moment: Moment, full: bytes, version: bytes) -> Version:
         """`version`, unless its writer's clock is too far ahead."""
         stamped = version_from_wire(version)
-        if version_milliseconds(stamped) > self._wall() + self._skew:
+        if stamped > moment[1]:
             # Not only what is held or forgotten: slots that were started over are ahead of all clocks for a while.
             barrier = self.store.barrier(self.store.slot_of(full))
-            self._check_clock(stamped, max(self.store.known(full, now), barrier))
+            self._check_clock(stamped, max(self.store.known(full, moment[0]), barrier))
         return stamped
 
     def _check_clock(self, version: Version, known: Version) -> None:

@@ -25,6 +25,7 @@ if __package__ in (None, ""):  # started as a file
 
 from dcache import Client, DcacheError
 from dcache.membership import Health
+from dcache.node.store import ENTRY_OVERHEAD
 from dcache.testing import LocalCluster
 from dcache.testing.cluster import table_of, wait_for
 
@@ -208,7 +209,7 @@ WORKING_SET = 30_000
 
 def floors() -> None:
     """Three strict replicas with room for a third of the working set, and one plain LRU of the size of one of them."""
-    entry = len("item00000") + 1 + len(VALUE) + 64
+    entry = len("item00000") + 1 + len(VALUE) + ENTRY_OVERHEAD
     room = WORKING_SET * entry // 3
     with fresh_cluster(memory_limit=room) as cluster, cluster.client(timeout=5.0) as client:
         plain: OrderedDict[str, None] = OrderedDict()

@@ -430,7 +430,7 @@ def test_a_scan_needs_a_majority_of_every_slot_on_both_rings(change: Change) -> 
 
 def test_a_scan_begins_anew_when_the_ring_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has not seen may have moved to a node that has told all it had."""
-    monkeypatch.setattr("dcache.node.service.SCAN_CHUNK", 2)
+    monkeypatch.setattr("dcache.node.scans.SCAN_CHUNK", 2)
     nodes = Cluster("abc", replicas=1)
     keys = [f"k{n}" for n in range(20)]
     drive(batch.set_many(nodes.context(), dict.fromkeys(keys, 1)), nodes)

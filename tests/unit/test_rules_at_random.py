@@ -148,7 +148,7 @@ class World:
     # -- the cluster --------------------------------------------------------------------------------------------------
 
     def start(self, name: str) -> Process:
-        store = Store(self.memory, slot_of, SLOTS, promises=Promises(*self.promises))
+        store = Store(self.memory, slot_of, SLOTS, overhead=64, promises=Promises(*self.promises))
         store.own(range(SLOTS))
         service = Service(store, Identity(name, "boot"), lambda: self.now, self.wall(name))
         service.view = View("c", TABLE.fingerprint, TABLE.to_wire())
@@ -618,8 +618,7 @@ def without_voiding(patch: Patch) -> None:
 def without_barriers(patch: Patch) -> None:
     """A promise does not refuse what is lower."""
 
-    def barrier(store: Store, key: bytes, version: Version, entry: Any, now: int) -> Any:
-        known = store.floor(key) if entry is None else entry.version
+    def barrier(store: Store, version: Version, known: Version, promise: Any) -> Any:
         return store._refuse(known) if version < known else None
 
     patch.setattr(Store, "_barrier", barrier)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import attrs
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dcache.node.promises import CLAIMS_PER_KEY
-from dcache.node.service import SCAN_CHUNK, SCANS_AT_ONCE, Identity, Refusal, Service, View
+from dcache.node.scans import SCAN_CHUNK, SCANS_AT_ONCE
+from dcache.node.service import Identity, Refusal, Service, View
 from dcache.node.store import ENTRY_OVERHEAD, Store
 from dcache.record import ZERO, Version, make_version
 from dcache.wire import MESSAGES, PROTOCOL, Code, Limits, Status
@@ -532,10 +535,10 @@ def test_a_value_over_the_limit_is_refused_with_both_sizes_and_evicts_nothing(no
 
 
 def test_a_value_larger_than_the_whole_store_is_refused_and_evicts_nothing() -> None:
-    node = make_node(memory=200)
+    node = make_node(memory=400)
     node.put(b"o", 1)
     code, detail = refused(node, "set", RING, NS, KEY, v(2), b"x" * 500, 0, None)
-    assert (code, detail[1]) == (Code.VALUE_TOO_LARGE, 200)
+    assert (code, detail[1]) == (Code.VALUE_TOO_LARGE, 400)
     assert node.held(b"o") == b"x"
 
 
@@ -725,7 +728,8 @@ def test_scan_gives_live_keys_of_the_namespace_that_start_with_the_prefix(node: 
     assert scan_all(node, b"", b"ns2") == [[b"ad"]]
 
 
-def test_a_page_looks_at_a_bounded_number_of_keys(node: Node) -> None:
+def test_a_page_looks_at_a_bounded_number_of_keys() -> None:
+    node = make_node(memory=4 << 20)
     for n in range(SCAN_CHUNK + 10):
         node.put(b"%d" % n, 1)
     cursor, page = node("scan", b"none", None)
@@ -828,3 +832,70 @@ def test_a_fault_of_the_node_is_not_blamed_on_the_request(node: Node, monkeypatc
     monkeypatch.setattr(node.store, "get", broken)
     with pytest.raises(KeyError):
         node("get", KEY)
+
+
+# -- encoded answers ---------------------------------------------------------------------------------------------------
+
+NAMESPACES = [NS, b"", b"n", b"ns\0a", b"too long", "ns", None, 7, ()]
+ODD_KEYS = [b"a0", b"b1", b"a", b"a\0a0", b"", bytes(21), "a0", None, 3, (b"a0",)]
+
+
+def outcome(node: Node, ask: Callable[[], Any]) -> tuple[Any, ...]:
+    """Why a request is refused, or what it is answered and leaves behind: counters and the order of use."""
+    try:
+        answer = ask()
+    except Refusal as refusal:
+        return refusal.code, refusal.detail
+    return tuple(answer), node.store.counters, node.store.keys()
+
+
+def twins(*, complete: bool) -> tuple[Node, Node]:
+    """Two nodes that hold the same: keys without lifetime, with one, with one that is over, and in two namespaces."""
+    pair = make_node(complete=complete), make_node(complete=complete)
+    for one in pair:
+        for n, (namespace, key, ttl) in enumerate(
+            [(NS, b"a0", None), (NS, b"b1", 700), (NS, b"a", 5), (NS, b"a\0a0", None), (b"", b"a0", None)]
+        ):
+            one.raw("set", RING, namespace, key, v(n + 1), b"x" * n, n * 60, ttl)
+        one.clock.passed = 100
+    return pair
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("hiding", [True, False])
+@given(
+    asked=st.sampled_from(["get", "get_many"]),
+    ring=st.sampled_from([RING, RING, RING, OTHER_RING]),
+    namespace=st.sampled_from(NAMESPACES),
+    keys=st.lists(st.sampled_from(ODD_KEYS), max_size=5),
+)
+def test_an_encoded_answer_says_what_the_plain_one_does(
+    complete: bool, hiding: bool, asked: str, ring: bytes, namespace: Any, keys: list[Any]
+) -> None:
+    one, other = twins(complete=complete)
+    if hiding:
+        for node in (one, other):
+            node.raw("clear", RING, NS, v(2))
+    params = (ring, namespace, tuple((key,) for key in keys)) if asked == "get_many" else (ring, namespace, *keys)
+    encoded = outcome(one, lambda: msgpack.unpackb(one.service.answer(asked, params), use_list=False))
+    assert encoded == outcome(other, lambda: other.service.handle(asked, params))
+
+
+@pytest.mark.parametrize(
+    "params", [("get", b"ns\0a", b"a0"), ("get_many", b"ns\0a", ((b"a0",),))], ids=["get", "get_many"]
+)
+def test_a_namespace_with_a_nul_does_not_reach_the_keys_of_another(node: Node, params: tuple[Any, ...]) -> None:
+    node.put(b"a\0a0", 1)
+    method, *rest = params
+    with pytest.raises(Refusal) as caught:
+        node.service.answer(method, (RING, *rest))
+    assert caught.value.code == Code.INVALID_KEY
+
+
+def test_a_batch_of_encoded_answers_ends_where_its_room_does(node: Node) -> None:
+    for n in range(8):
+        node.put(b"k%d" % n, n + 1, bytes(100 * n), ttl=1000 if n % 2 else None)
+    params = (RING, NS, tuple((b"k%d" % n,) for n in range(8)))
+    answers = msgpack.unpackb(node.service.answer("get_many", params), use_list=False)
+    assert len(answers) == 4
+    assert list(answers) == node.raw("get_many", *params)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dcache.errors import ValueTooLarge
+from dcache.node.held import Entry
 from dcache.node.promises import Promises
-from dcache.node.store import Entry, Store
+from dcache.node.store import Store
 from dcache.record import ZERO, Version, make_version
 from dcache.wire import Status
 

@@ -38,6 +38,8 @@ from dcache.wire import (
     encode_reply,
     encode_request,
     pack,
+    pack_array,
+    reply_with,
     storage_key,
 )
 
@@ -160,6 +162,27 @@ def test_a_message_does_not_share_memory_with_the_buffer_it_came_in() -> None:
     decoder.feed(buffer)
     buffer[:] = bytes(len(buffer))
     assert list(decoder.messages()) == [(REPLY, 1, None, b"value")]
+
+
+def test_messages_can_be_taken_one_by_one() -> None:
+    decoder = new_decoder()
+    assert decoder.next() is None
+    decoder.feed(encode_reply(1, b"x") + encode_reply(2, b"y")[:-1])
+    assert decoder.next() == (REPLY, 1, None, b"x")
+    assert decoder.next() is None
+    decoder.feed(encode_reply(2, b"y")[-1:])
+    assert decoder.next() == (REPLY, 2, None, b"y")
+    assert decoder.next() is None
+
+
+@given(ids, values)
+def test_a_reply_can_be_made_of_a_result_that_is_encoded_already(number: int, result: Any) -> None:
+    assert decode([reply_with(number, pack(result))]) == [(REPLY, number, None, result)]
+
+
+@given(st.lists(values, max_size=MAX_BATCH))
+def test_an_array_can_be_made_of_objects_that_are_encoded_already(parts: list[Any]) -> None:
+    assert pack_array([pack(part) for part in parts]) == pack(parts)
 
 
 # Wider limits
