@@ -292,11 +292,21 @@ class Codec:
         form, write = self._writer
         if type(value) is bytes and form == MSGPACK:
             form, write = RAW, _write_raw
-        data, compression = self._compressed(write(value))
-        return self._checked(data), form | compression
+        data = write(value)
+        if self._method is not None:
+            data, compression = self._compressed(self._method, data)
+            form |= compression
+        return self._checked(data), form
 
     def decode(self, data: bytes, flags: int) -> Any:
         """The value that was stored as these bytes with these flags.  Raises `DecodingError`, never anything else."""
+        if flags == MSGPACK:  # every codec reads it, and nearly all values have this form
+            try:
+                return unpack_value(data)
+            except DecodingError:
+                raise
+            except Exception as error:
+                raise _undecodable(flags, error) from error
         if flags == INT:
             return _read_int(data)
         form, compression = flags & _FORM_BITS, flags & ~_FORM_BITS
@@ -308,7 +318,7 @@ class Codec:
         except DecodingError:
             raise
         except Exception as error:  # whatever the readers make of bytes that nobody wrote
-            raise DecodingError(f"a stored {_form_name(flags)} value does not decode: {error!r}") from error
+            raise _undecodable(flags, error) from error
 
     def encode_counter(self, number: int) -> tuple[bytes, int]:
         """The stored form of an integer: what `encode` gives too.  Raises `ValueTooLarge`."""
@@ -323,9 +333,8 @@ class Codec:
         except DecodingError as error:
             raise NotACounter(str(error)) from error
 
-    def _compressed(self, data: bytes) -> tuple[bytes, int]:
-        method = self._method
-        if method is None or not self.compress_above < len(data) <= DECOMPRESSED_MAX:
+    def _compressed(self, method: _Compression, data: bytes) -> tuple[bytes, int]:
+        if not self.compress_above < len(data) <= DECOMPRESSED_MAX:
             return data, 0
         smaller = method.compress(data)
         return (smaller, method.flag) if len(smaller) < len(data) else (data, 0)
@@ -334,6 +343,10 @@ class Codec:
         if len(data) > self.max_value:
             raise ValueTooLarge(len(data), self.max_value)
         return data
+
+
+def _undecodable(flags: int, error: Exception) -> DecodingError:
+    return DecodingError(f"a stored {_form_name(flags)} value does not decode: {error!r}")
 
 
 def _form_name(flags: int) -> str:

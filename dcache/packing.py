@@ -129,6 +129,16 @@ _READERS: dict[int, Callable[[bytes], Any]] = {
     _UUID: lambda data: UUID(bytes=data),
 }
 
+_SCALARS = frozenset({type(None), bool, float, str})
+"""Types of values that hold no others and need no extension."""
+
+_SCALAR_BYTES = bytes(first in {0xC0, 0xC2, 0xC3, 0xCB, *range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB} for first in range(256))
+"""For every byte, whether it begins a scalar: nil, a bool, a 64-bit float or a string."""
+
+_SMALL = 4096
+# Shared by threads, for nothing else runs while a scalar is packed.  What is larger would leave it large.
+_pack_small: Callable[[object], bytes] = msgpack.Packer(unicode_errors="surrogatepass", autoreset=True).pack
+
 _CONTAINERS = frozenset({list, tuple, dict, set})
 _ACCEPTED = _CONTAINERS | _EXTENSIONS.keys() | {type(None), bool, float, str, bytes}
 
@@ -167,6 +177,8 @@ def _refuse_lookalikes(value: object) -> None:
 
 def pack_value(value: object) -> bytes:
     """`value` as MessagePack; `SerializationError` names the type that cannot be."""
+    if type(value) in _SCALARS and (type(value) is not str or len(value) < _SMALL):
+        return _pack_small(value)
     # A packer of its own per call, because packers can be shared neither by threads nor by a value that is encoded
     # while another is.  Its buffer starts small: the default of 256 KiB would be allocated each time.
     try:
@@ -212,6 +224,8 @@ class _Unpacking:
 
 def unpack_value(data: bytes) -> Any:
     """What `pack_value` was given.  Raises all sorts of exceptions for bytes that it did not write."""
+    if data and _SCALAR_BYTES[data[0]]:
+        return msgpack.unpackb(data, unicode_errors="surrogatepass")
     # msgpack itself limits each claimed size to the length of the data and the depth to 1,024.
     hooks = _Unpacking()
     value = msgpack.unpackb(

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
+from dcache.client.async_engine import AsyncEngine
 from dcache.client.cached import AsyncDecorator, cached
-from dcache.client.forks import reset_after_fork
 from dcache.client.keys import KeyFunction
-from dcache.client.loading import UNREACHABLE, Claimer, Compute, Loaded, Loading, StoreIf, loading, own_copy
-from dcache.client.reruns import Reruns, Sets
+from dcache.client.loading import UNREACHABLE, StoreIf
+from dcache.client.reruns import Sets
 from dcache.client.session import Configuration, Session, View, key_from_bytes, parse_url
-from dcache.client.singleflight import Flights, run_async
 from dcache.codec import Serializer
-from dcache.drivers.aio import AsyncDriver
-from dcache.errors import ClientClosed, ClusterMismatch, DcacheError, NoNodesAvailable, QuorumError
+from dcache.errors import DcacheError
 from dcache.membership import Member
-from dcache.ops import batch, cluster, load, mutate, read, write
+from dcache.ops import batch, cluster, mutate, prompt, read, write
 from dcache.ops.context import DEFAULT, Context, K, Key, Ttl, TtlOrDefault
 from dcache.ops.effects import Op
 from dcache.ops.quorum import QuorumSpec
@@ -31,170 +25,6 @@ from dcache.record import ZERO, Version
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-
-TURN_PAUSE = 0.01
-
-
-def _still_searching() -> NoNodesAvailable:
-    return NoNodesAvailable({"the cluster": "another task is still looking for it"})
-
-
-class Bound:
-    """What an engine has in one event loop."""
-
-    def __init__(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
-        self.driver = AsyncDriver(session.books, loop)
-        self.flights: Flights[asyncio.Event] = Flights(asyncio.Event)
-        self.discovering = asyncio.Lock()  # one task of this loop asks for the table, or waits for its turn
-
-
-class AsyncEngine:
-    """What runs a client's operations: shared by all its views, with connections of its own in every loop."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._by_loop: dict[asyncio.AbstractEventLoop, Bound] = {}
-        self._closed_in: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
-        reset_after_fork(self)
-
-    def bound(self) -> Bound:
-        loop = asyncio.get_running_loop()
-        bound = self._by_loop.get(loop)
-        if bound is None:
-            if loop in self._closed_in:
-                raise ClientClosed("this client was closed in this event loop")
-            for ended in [other for other in list(self._by_loop) if other.is_closed()]:
-                self._by_loop.pop(ended, None)
-            bound = self._by_loop[loop] = Bound(self.session, loop)
-        return bound
-
-    @property
-    def flights(self) -> Flights[asyncio.Event]:
-        return self.bound().flights
-
-    async def run(
-        self, view: View, operation: Callable[Concatenate[Context, P], Op[T]], *args: P.args, **kw: P.kwargs
-    ) -> T:
-        bound, timeout = self.bound(), view.options.timeout
-        deadline = bound.driver.loop.time() + timeout
-        reruns: Reruns | None = None
-        while True:
-            if self.session.needs_discovery():
-                await self.discover(bound, deadline, timeout)
-            ctx = view.context()
-            if ctx is None:
-                continue
-            try:
-                return await bound.driver.run(operation(ctx, *args, **kw), deadline, timeout)
-            except (QuorumError, ClusterMismatch) as error:
-                reruns = reruns or Reruns(self.session, operation, deadline)
-                await asyncio.sleep(reruns.pause(ctx, error))
-
-    async def discover(self, bound: Bound, deadline: float, timeout: float) -> None:
-        session = self.session
-        async with self._turn(bound, deadline):
-            if not session.needs_discovery():
-                return
-            session.check_discovery()
-            try:
-                found = await bound.driver.run(cluster.discover(session.topology.sources()), deadline, timeout)
-            except ClientClosed:
-                raise  # in this loop: the others' search is not over
-            except DcacheError as error:
-                session.discovery_failed(error)
-                raise
-            session.discovered(*found)
-
-    async def wait_ready(self, view: View, timeout: float) -> None:
-        driver = self.bound().driver
-        deadline = driver.loop.time() + timeout
-        sources = self.session.topology.sources()
-        self.session.discovered(*await driver.run(cluster.await_table(sources), deadline, timeout))
-        await self.run(view.waiting(timeout), cluster.wait_ready)
-
-    async def drive(self, view: View, steps: Loading, factory: Callable[[], Awaitable[Any]]) -> Loaded:
-        """Run what `loading` asks to be run, compute what it asks to be computed."""
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    if isinstance(step, Compute):
-                        outcome = await factory()
-                    else:
-                        outcome = await self.run(view, step.operation, *step.args)
-                except Exception as error:  # noqa: BLE001  # it is for `loading` to judge
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(outcome)
-        except StopIteration as stop:
-            loaded: Loaded = stop.value
-            return loaded
-
-    async def look(self, view: View, key: Key) -> tuple[load.Found | None, Claimer | None]:
-        """The value if it is there; else how to claim the key, None if the cache is out of reach."""
-        try:
-            found = await self.run(view, load.hit, key)
-        except UNREACHABLE as error:
-            self.session.complain(error)
-            return None, None
-        self.session.works_again()
-        return found, load.lookup
-
-    async def load(
-        self,
-        view: View,
-        key: Key,
-        factory: Callable[[], Awaitable[Any]],
-        ttl: TtlOrDefault,
-        store_if: StoreIf,
-        claimer: Claimer | None,
-    ) -> Any:
-        """Compute a value that was not there, together with all others who want it now."""
-        steps = loading(view, key, ttl, store_if, claimer)
-        work = partial(self.drive, view, steps, factory)
-        loaded, led = await run_async(self.flights, view.flight_key(key), work)
-        return own_copy(view, loaded, led)
-
-    async def refresh(
-        self, view: View, key: Key, factory: Callable[[], Awaitable[Any]], ttl: TtlOrDefault, store_if: StoreIf
-    ) -> Any:
-        """Compute a value whether or not it is there, and store it unless it is changed meanwhile."""
-        self.flights.detach(view.flight_key(key))
-        return (await self.drive(view, loading(view, key, ttl, store_if, load.reclaim), factory)).value
-
-    @asynccontextmanager
-    async def _turn(self, bound: Bound, deadline: float) -> AsyncIterator[None]:
-        """Held by one task at a time, of all loops."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                await bound.discovering.acquire()
-        except TimeoutError:
-            raise _still_searching() from None
-        try:
-            searching = self.session.searching
-            while not searching.acquire(blocking=False):  # held in another loop, which cannot wake this one
-                if bound.driver.loop.time() >= deadline:
-                    raise _still_searching()
-                await asyncio.sleep(TURN_PAUSE)
-            try:
-                yield
-            finally:
-                searching.release()
-        finally:
-            bound.discovering.release()
-
-    async def close(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._closed_in.add(loop)
-        bound = self._by_loop.pop(loop, None)
-        if bound is not None:
-            await bound.driver.close()
-
-    def after_fork(self) -> None:
-        """The loops, and their connections, are the parent's."""
-        self.session.after_fork()
-        self._by_loop, self._closed_in = {}, weakref.WeakSet()
 
 
 class AsyncClient(View):
@@ -261,31 +91,38 @@ class AsyncClient(View):
 
     async def get(self, key: Key, default: Any = None) -> Any:
         """See `Client.get`."""
-        return await self._or(default, read.get, key, default)
+        group = self.engine.ask(self, key)
+        if group is None:
+            return await self._or(default, self._run(read.get, key, default))
+        future = group.futures[-1]
+        answer = await future
+        if answer is not None and group.alive():
+            return prompt.value(group.ctx, answer, default)
+        return await self._or(default, self.engine.take_over(self, group.share(future), read.get, key, default))
 
     async def gets(self, key: Key) -> Item | None:
         """See `Client.gets`."""
-        return await self._or(None, read.gets, key)
+        return await self._or(None, self._run(read.gets, key))
 
     async def exists(self, key: Key) -> bool:
         """See `Client.exists`."""
-        return await self._or(False, read.exists, key)
+        return await self._or(False, self._run(read.exists, key))
 
     async def ttl(self, key: Key) -> float | None:
         """See `Client.ttl`."""
-        return await self._or(None, read.ttl, key)
+        return await self._or(None, self._run(read.ttl, key))
 
     async def set(self, key: Key, value: Any, ttl: TtlOrDefault = DEFAULT) -> Version:
         """See `Client.set`."""
         try:
-            return await self._or(ZERO, write.set, key, value, ttl)
+            return await self._or(ZERO, self._run(write.set, key, value, ttl))
         finally:
             self._detach(key)
 
     async def delete(self, key: Key) -> bool:
         """See `Client.delete`."""
         try:
-            return await self._or(False, write.delete, key)
+            return await self._or(False, self._run(write.delete, key))
         finally:
             self._detach(key)
 
@@ -334,7 +171,7 @@ class AsyncClient(View):
 
     async def get_many(self, keys: Iterable[K]) -> dict[K, Any]:
         """See `Client.get_many`."""
-        return await self._or({}, batch.get_many, tuple(keys))
+        return await self._or({}, self.engine.get_many(self, tuple(keys)))
 
     async def set_many(self, mapping: Mapping[K, Any], ttl: TtlOrDefault = DEFAULT) -> dict[K, DcacheError]:
         """See `Client.set_many`."""
@@ -354,7 +191,7 @@ class AsyncClient(View):
         """See `Client.delete_many`."""
         keys = tuple(keys)
         try:
-            return await self._or(0, batch.delete_many, keys)
+            return await self._or(0, self._run(batch.delete_many, keys))
         finally:
             self._detach(*keys)
 
@@ -438,15 +275,15 @@ class AsyncClient(View):
 
     # -- how it is done -----------------------------------------------------------------------------------------------
 
-    async def _run(self, operation: Callable[Concatenate[Context, P], Op[T]], *args: P.args, **kw: P.kwargs) -> T:
-        return await self.engine.run(self, operation, *args, **kw)
+    def _run(
+        self, operation: Callable[Concatenate[Context, P], Op[T]], *args: P.args, **kw: P.kwargs
+    ) -> Coroutine[Any, Any, T]:
+        return self.engine.run(self, operation, *args, **kw)
 
-    async def _or(
-        self, miss: T, operation: Callable[Concatenate[Context, P], Op[T]], *args: P.args, **kw: P.kwargs
-    ) -> T:
-        """Run; with `on_error="miss"` not reaching the cluster is a miss."""
+    async def _or(self, miss: T, running: Awaitable[T]) -> T:
+        """What runs; with `on_error="miss"` not reaching the cluster is a miss."""
         try:
-            return await self.engine.run(self, operation, *args, **kw)
+            return await running
         except UNREACHABLE:
             if self.options.on_error == "raise":
                 raise

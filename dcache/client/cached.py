@@ -7,7 +7,6 @@ their object.  Plain functions go with `Client`, coroutine functions with `Async
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import hashlib
 import inspect
@@ -280,4 +279,6 @@ def _mark_as_coroutine_function(wrapper: Any) -> None:
     if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(wrapper)
     else:
-        wrapper._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # as asyncio looks for
+        from asyncio.coroutines import _is_coroutine  # type: ignore[attr-defined]
+
+        wrapper._is_coroutine = _is_coroutine  # as asyncio looks for

@@ -18,15 +18,17 @@ inherit it, bare threads and executors do not, and work that waits there for its
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import attrs
+
+if TYPE_CHECKING:
+    import asyncio  # a seventh of what importing `Client` took: it stands where tasks are
 
 T = TypeVar("T")
 
@@ -289,6 +291,8 @@ async def run_async(flights: Flights[asyncio.Event], key: bytes, work: Callable[
     So a cancelled caller, the leader too, hurts nobody else.  When the last caller is cancelled so is the work, and
     the caller's cancellation completes when the work has ended.
     """
+    import asyncio
+
     seat = Seat(key, _inside.get())
     try:
         flights.board(seat)
@@ -310,6 +314,8 @@ async def run_async(flights: Flights[asyncio.Event], key: bytes, work: Callable[
 
 
 def _launch(flights: Flights[asyncio.Event], flight: Flight[asyncio.Event], work: Callable[[], Awaitable[Any]]) -> None:
+    import asyncio
+
     async def fly() -> Any:
         return await work()
 
@@ -333,6 +339,8 @@ def _launch(flights: Flights[asyncio.Event], flight: Flight[asyncio.Event], work
 
 async def _stop(task: asyncio.Task[Any]) -> None:
     """Cancel `task` and wait for its end; further cancellations are handed on to it, as a plain await would do."""
+    import asyncio
+
     task.cancel()
     while not task.done():
         try:

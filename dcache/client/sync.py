@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import builtins
-import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from dcache.client.cached import Decorator, cached
-from dcache.client.forks import reset_after_fork
+from dcache.client.engine import Engine
 from dcache.client.keys import KeyFunction
-from dcache.client.loading import UNREACHABLE, Claimer, Compute, Loaded, Loading, StoreIf, loading, own_copy
-from dcache.client.reruns import Reruns, Sets
+from dcache.client.loading import UNREACHABLE, StoreIf
+from dcache.client.reruns import Sets
 from dcache.client.session import Configuration, Session, View, key_from_bytes, parse_url
-from dcache.client.singleflight import Flights, run_sync
 from dcache.codec import Serializer
-from dcache.drivers.blocking import BlockingDriver
-from dcache.errors import ClusterMismatch, DcacheError, NoNodesAvailable, QuorumError
+from dcache.errors import DcacheError
 from dcache.membership import Member
-from dcache.ops import batch, cluster, load, mutate, read, write
+from dcache.ops import batch, cluster, mutate, prompt, read, write
 from dcache.ops.context import DEFAULT, Context, K, Key, Ttl, TtlOrDefault
 from dcache.ops.effects import Op
 from dcache.ops.quorum import QuorumSpec
@@ -31,118 +25,6 @@ from dcache.record import ZERO, Version
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-
-class Engine:
-    """What runs a client's operations: shared by all its views and all threads."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.driver = BlockingDriver(session.books)
-        self.flights: Flights[threading.Event] = Flights(threading.Event)
-        reset_after_fork(self)
-
-    def run(self, view: View, operation: Callable[Concatenate[Context, P], Op[T]], *args: P.args, **kw: P.kwargs) -> T:
-        timeout = view.options.timeout
-        deadline = time.monotonic() + timeout
-        reruns: Reruns | None = None
-        while True:
-            if self.session.needs_discovery():
-                self.discover(deadline, timeout)
-            ctx = view.context()
-            if ctx is None:
-                continue
-            try:
-                return self.driver.run(operation(ctx, *args, **kw), deadline, timeout)
-            except (QuorumError, ClusterMismatch) as error:
-                reruns = reruns or Reruns(self.session, operation, deadline)
-                time.sleep(reruns.pause(ctx, error))
-
-    def discover(self, deadline: float, timeout: float) -> None:
-        session = self.session
-        session.check_open()
-        with self._turn(deadline):
-            if not session.needs_discovery():
-                return
-            session.check_discovery()
-            try:
-                found = self.driver.run(cluster.discover(session.topology.sources()), deadline, timeout)
-            except DcacheError as error:
-                session.discovery_failed(error)
-                raise
-            session.discovered(*found)
-
-    def wait_ready(self, view: View, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        self.session.check_open()
-        self.session.discovered(
-            *self.driver.run(cluster.await_table(self.session.topology.sources()), deadline, timeout)
-        )
-        self.run(view.waiting(timeout), cluster.wait_ready)
-
-    def drive(self, view: View, steps: Loading, factory: Callable[[], Any]) -> Loaded:
-        """Run what `loading` asks to be run, compute what it asks to be computed."""
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    outcome = factory() if isinstance(step, Compute) else self.run(view, step.operation, *step.args)
-                except Exception as error:  # noqa: BLE001  # it is for `loading` to judge
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(outcome)
-        except StopIteration as stop:
-            loaded: Loaded = stop.value
-            return loaded
-
-    def look(self, view: View, key: Key) -> tuple[load.Found | None, Claimer | None]:
-        """The value if it is there; else how to claim the key, None if the cache is out of reach."""
-        try:
-            found = self.run(view, load.hit, key)
-        except UNREACHABLE as error:
-            self.session.complain(error)
-            return None, None
-        self.session.works_again()
-        return found, load.lookup
-
-    def load(
-        self,
-        view: View,
-        key: Key,
-        factory: Callable[[], Any],
-        ttl: TtlOrDefault,
-        store_if: StoreIf,
-        claimer: Claimer | None,
-    ) -> Any:
-        """Compute a value that was not there, together with all others who want it now."""
-        steps = loading(view, key, ttl, store_if, claimer)
-        work = partial(self.drive, view, steps, factory)
-        loaded, led = run_sync(self.flights, view.flight_key(key), work)
-        return own_copy(view, loaded, led)
-
-    def refresh(self, view: View, key: Key, factory: Callable[[], Any], ttl: TtlOrDefault, store_if: StoreIf) -> Any:
-        """Compute a value whether or not it is there, and store it unless it is changed meanwhile."""
-        self.flights.detach(view.flight_key(key))
-        return (self.drive(view, loading(view, key, ttl, store_if, load.reclaim), factory)).value
-
-    def close(self) -> None:
-        self.session.closed = True
-        self.driver.close()
-
-    def after_fork(self) -> None:
-        self.session.after_fork()
-        self.driver.abandon()
-        self.flights.reset()
-
-    @contextmanager
-    def _turn(self, deadline: float) -> Iterator[None]:
-        searching = self.session.searching
-        if not searching.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise NoNodesAvailable({"the cluster": "another thread is still looking for it"})
-        try:
-            yield
-        finally:
-            searching.release()
 
 
 class Client(View):
@@ -230,7 +112,7 @@ class Client(View):
 
     def get(self, key: Key, default: Any = None) -> Any:
         """The value of `key`, or `default`.  None is a value like any other."""
-        return self._or(default, read.get, key, default)
+        return self._or_read(default, self.engine.driver.read, prompt.value, read.get, key, default)
 
     def gets(self, key: Key) -> Item | None:
         """The value of `key` as an `Item` with its version, for `cas`, and its remaining life; None if absent."""
@@ -311,7 +193,7 @@ class Client(View):
 
     def get_many(self, keys: Iterable[K]) -> dict[K, Any]:
         """The values of those of `keys` that are there, under the keys as given."""
-        return self._or({}, batch.get_many, tuple(keys))
+        return self._or_read({}, self.engine.driver.read_many, batch.values, batch.get_many, tuple(keys))
 
     def set_many(self, mapping: Mapping[K, Any], ttl: TtlOrDefault = DEFAULT) -> dict[K, DcacheError]:
         """Store all values; returns what went wrong by key, empty when all is well.
@@ -443,6 +325,17 @@ class Client(View):
         """Run; with `on_error="miss"` not reaching the cluster is a miss."""
         try:
             return self.engine.run(self, operation, *args, **kw)
+        except UNREACHABLE:
+            if self.options.on_error == "raise":
+                raise
+            return miss
+
+    def _or_read(
+        self, miss: T, way: Callable[..., T], told: Callable[..., T], operation: Callable[..., Op[T]], *args: Any
+    ) -> T:
+        """As `_or`; see `Engine.read`."""
+        try:
+            return self.engine.read(self, way, told, operation, *args)
         except UNREACHABLE:
             if self.options.on_error == "raise":
                 raise

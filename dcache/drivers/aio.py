@@ -1,7 +1,8 @@
 """Runs operations on an asyncio loop: one connection per node, shared by all tasks.
 
-Calls made in one tick of the loop leave in one write.  A task that is cancelled stops waiting and nothing more: its
-frames leave whole, its replies are dropped when they come.  Every round has one timer.
+Calls made in one tick of the loop leave in one write, and reads that are to be prompt in one request.  A task that is
+cancelled stops waiting and nothing more: its frames leave whole, its replies are dropped when they come.  Every round
+has one timer.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import TypeVar, cast
 
 from dcache.drivers.channel import Channel, Waiter
 from dcache.drivers.driver import PATIENCE, Books, Execution, Probe, TableWaiter
+from dcache.drivers.prompt_aio import TICK, PromptReads
+from dcache.drivers.prompt_groups import Share, TakeOver
 from dcache.errors import ClientClosed, DcacheError
 from dcache.ops.effects import Call, Detached, Op, Round
 
 T = TypeVar("T")
 WRITE_BUFFER_MAX = 64 * 1024 * 1024
 """A node that leaves more than this unread is treated as broken off."""
-TICK = 0.001
-"""A loop's timer may strike so much too early."""
 
 
 class Connection(asyncio.Protocol):
@@ -31,6 +32,7 @@ class Connection(asyncio.Protocol):
         self._loop = driver.loop
         self._transport: asyncio.Transport | None = None
         self._flushing = False
+        self._heard = self._loop.time()
         self._greeted = self._loop.create_future()
         self._making = self._loop.create_task(self._make())
         driver.making[self._making] = None
@@ -52,9 +54,9 @@ class Connection(asyncio.Protocol):
         self.channel.request(call, waiter, self._loop.time())
         if not self._flushing and self.channel.ready:
             self._flushing = True
-            self._loop.call_soon(self._flush)
+            self.driver.flush_soon(self)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         self._flushing = False
         if self._transport is None or not self.channel.alive:
             return
@@ -64,8 +66,9 @@ class Connection(asyncio.Protocol):
         self._transport.write(self.channel.take())
 
     def _stalled(self) -> bool:
+        """Whether it owes answers and has said nothing for too long; who has much to answer may take long over it."""
         since = self.channel.waiting_since()
-        return since is not None and self._loop.time() - since > self.driver.books.settings.stall
+        return since is not None and self._loop.time() - max(since, self._heard) > self.driver.books.settings.stall
 
     # -- what the loop says -------------------------------------------------------------------------------------------
 
@@ -79,6 +82,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self.channel.alive:
             return
+        self._heard = self._loop.time()
         greeted = self.channel.ready
         try:
             self.channel.receive(data)
@@ -95,7 +99,7 @@ class Connection(asyncio.Protocol):
         news = self.driver.books.news(self.node, self.channel.digest)
         if news is not None:
             self.channel.request(news, TableWaiter(self.driver.books.topology), self._loop.time())
-        self._flush()
+        self.flush()
 
     def eof_received(self) -> None:
         self.broke(ConnectionError("the node closed the connection"))
@@ -128,6 +132,9 @@ class AsyncDriver:
         self._connections: dict[str, Connection] = {}
         self.making: dict[asyncio.Task[None], None] = {}  # a set with an order
         self._news = TableWaiter(books.topology)
+        self.prompt = PromptReads(books, loop, self.send, self.wake)
+        self._awake = False
+        self._to_flush: list[Connection] = []
         self.closed = False
 
     def send(self, call: Call, waiter: Waiter | None) -> None:
@@ -141,15 +148,37 @@ class AsyncDriver:
             connection = self._connections[call.node] = Connection(self, call.node)
         connection.request(call, waiter)
 
+    def flush_soon(self, connection: Connection) -> None:
+        self._to_flush.append(connection)
+        self.wake()
+
+    def wake(self) -> None:
+        """At the end of this tick there is something to send."""
+        if not self._awake:
+            self._awake = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        try:
+            if self.prompt.gathered:
+                self._ask_for_news()
+                self.prompt.flush()
+                self._probe()
+        finally:
+            self._awake = False
+        while self._to_flush:
+            self._to_flush.pop(0).flush()
+
     def drop(self, connection: Connection) -> None:
         """A connection is over; the next call to its node makes another."""
         if self._connections.get(connection.node) is connection:
             del self._connections[connection.node]
 
-    async def run(self, operation: Op[T], deadline: float | None, timeout: float) -> T:
+    async def run(self, operation: Op[T], deadline: float | None, timeout: float, share: Share | None = None) -> T:
         """Run `operation`, whose whole time is `timeout` seconds, until `deadline` on the loop's clock.
 
         With no deadline the operation goes on for as long as it likes, and each of its rounds has `timeout` seconds.
+        Its first round takes over what was asked for that `share`.
         """
         if self.closed:
             raise ClientClosed("the client was closed")
@@ -159,7 +188,8 @@ class AsyncDriver:
                 effect = next(operation)
                 if isinstance(effect, Round):
                     ends = self.loop.time() + timeout if deadline is None else deadline
-                    await self._round(effect, ends, timeout * PATIENCE)
+                    await self._round(effect, ends, timeout * PATIENCE, share)
+                    share = None
                 elif isinstance(effect, Detached):
                     for call in effect.calls:
                         if self.books.keep_away(call) is None:
@@ -173,8 +203,8 @@ class AsyncDriver:
         finally:
             self._probe()
 
-    async def _round(self, round_: Round, deadline: float, patience: float) -> None:
-        waiting = _Waiting(self, round_, deadline, patience)
+    async def _round(self, round_: Round, deadline: float, patience: float, share: Share | None) -> None:
+        waiting = _Waiting(self, round_, deadline, patience, share)
         try:
             while not (round_.over() or round_.expired):
                 if round_.pending:
@@ -201,6 +231,7 @@ class AsyncDriver:
 
     async def close(self) -> None:
         self.closed = True
+        self.prompt.close()
         for connection in list(self._connections.values()):
             connection.broke(ClientClosed("the client was closed"))
         for task in self.making:
@@ -215,13 +246,20 @@ class _Waiting:
     connection, or that of an earlier reply, may have been found broken in the same tick of the loop.
     """
 
-    def __init__(self, driver: AsyncDriver, round_: Round, deadline: float, patience: float) -> None:
+    def __init__(
+        self, driver: AsyncDriver, round_: Round, deadline: float, patience: float, share: Share | None
+    ) -> None:
         self._loop, self._round = driver.loop, round_
         self._deadline, self._patience = deadline, patience
         self._future: asyncio.Future[None] | None = None
-        self._execution = Execution(round_, driver.books, driver.send, self._wake, patience)
-        self._execution.start()
-        self._late = self._loop.time() + patience
+        if share is None:
+            self._late = self._loop.time() + patience
+            self._execution = Execution(round_, driver.books, driver.send, self._wake, patience)
+            self._execution.start()
+        else:
+            self._late = share.group.since + patience
+            self._execution = taking = TakeOver(round_, driver.books, driver.send, self._wake, patience, share)
+            taking.go_on()
         self._timer = self._loop.call_at(min(deadline, self._late, self._execution.hedge_at()), self._tick)
 
     async def event(self) -> None:

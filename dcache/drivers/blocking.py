@@ -1,32 +1,28 @@
 """Runs operations on blocking threads: one poll over all connections of an operation.
 
 No hidden thread, no loop: an operation leases a connection per node, writes to all, waits for all together, always
-reading while writing, and gives the connections back.  Never node after node: connecting, too, goes on at all nodes at
-once.  What a connection brings for calls that are not waited for any more is dropped when it is read, at the latest by
-the next operation that uses it.
-
-A connection is closed instead of given back when its last frame could not be sent whole, or when its operation was
-interrupted by anything but an error of ours (Ctrl-C), so that nobody ever meets half a frame or a foreign reply.
-
-Ctrl-C strikes between any two calls, so at each such moment a connection belongs to somebody who will look after it: it
-is written into the operation's book of leases before it is taken out of the pool, and out of it before it goes back.
+reading while writing, and gives the connections back (`Leases`).  Never node after node: connecting, too, goes on at
+all nodes at once.  Reads begin by a shorter way (`prompt`) where one is open, and where it ends the operation goes on.
 """
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterable
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from dcache.drivers.channel import Channel, Unanswered, Waiter
-from dcache.drivers.driver import PATIENCE, Books, Execution, Probe, TableWaiter
-from dcache.drivers.pool import Connection, Held, Pool, ready
+from dcache.drivers import prompt
+from dcache.drivers.driver import PATIENCE, Books, Execution
+from dcache.drivers.leases import Leases
+from dcache.drivers.pool import PROMPT, Connection, Held, Pool
+from dcache.drivers.prompt import Sent, TakeOver
 from dcache.errors import ClientClosed, DcacheError
-from dcache.ops.effects import Call, Detached, Op, Round
+from dcache.ops import batch
+from dcache.ops.context import Context, K, Key
+from dcache.ops.effects import Detached, Op, Round
+from dcache.ops.prompt import Answer, agreed, plan, settle_many, targets
 
 T = TypeVar("T")
 
@@ -61,6 +57,9 @@ class BlockingDriver:
                 connection.close()
 
     def pool(self, node: str) -> Pool:
+        made = self._pools.get(node)
+        if made is not None and not self.closed:
+            return made
         with self._lock:
             if self.closed:
                 raise ClientClosed("the client was closed")
@@ -93,12 +92,80 @@ class BlockingDriver:
             leases.close()  # what was not given back before
             raise
 
-    def _drive(self, operation: Op[T], leases: Leases, deadline: float, timeout: float) -> T:
+    def read(
+        self,
+        ctx: Context,
+        since: float,
+        timeout: float,
+        told: Callable[..., T],
+        operation: Callable[..., Op[T]],
+        key: Key,
+        *args: Any,
+    ) -> T:
+        """Read `key`: `told(ctx, answer, *args)` if an answer is to be had promptly, else run `operation(ctx, key,
+        *args)`.  The time counts from `since` on the monotonic clock."""
+        raw, deadline, patience = ctx.key(key), since + timeout, timeout * PATIENCE
+        leases = Leases(self, self._books, deadline)
+        try:
+            nodes = targets(ctx, raw, since) if PROMPT else None
+            calls = [ctx.call(node, "get", raw) for node in nodes or ()]
+            begun = leases.begin(calls, since, patience, raced=ctx.raced)
+            if not begun:
+                return self._drive(operation(ctx, key, *args), leases, deadline, timeout)
+            answers = prompt.answers(begun, self._books, patience, raced=ctx.raced)
+            answer = None if answers is None else agreed(answers)
+            if answer is None:
+                return self._drive(operation(ctx, key, *args, first=nodes), leases, deadline, timeout, begun)
+            leases.end(patience)
+        except BaseException:
+            leases.close()
+            raise
+        return told(ctx, answer, *args)
+
+    def read_many(
+        self,
+        ctx: Context,
+        since: float,
+        timeout: float,
+        told: Callable[[Context, Mapping[K, bytes], Mapping[bytes, Answer]], dict[K, Any]],
+        operation: Callable[..., Op[dict[K, Any]]],
+        keys: Sequence[K],
+    ) -> dict[K, Any]:
+        """As `read`, for many keys: only for those that are not to be had promptly the operation is run."""
+        raws = {key: ctx.key(key) for key in keys}
+        deadline, patience = since + timeout, timeout * PATIENCE
+        leases = Leases(self, self._books, deadline)
+        try:
+            asked, others = plan(ctx, dict.fromkeys(raws.values()), since) if PROMPT else ({}, [])
+            begun = () if others else leases.begin(batch.requests(ctx, asked), since, patience, raced=False)
+            if not begun:
+                return self._drive(operation(ctx, keys), leases, deadline, timeout)
+            answers = prompt.answers(begun, self._books, patience, raced=False)
+            given = None if answers is None else batch.by_node([one.call for one in begun], answers)
+            if given is None:
+                return self._drive(operation(ctx, keys, asked), leases, deadline, timeout, begun)
+            found, unsettled = settle_many(asked, given)
+            if unsettled:
+                left = [key for key, raw in raws.items() if raw not in found]
+                rest = self._drive(operation(ctx, left), leases, deadline, timeout)
+            else:
+                rest = {}
+                leases.end(patience)
+        except BaseException:
+            leases.close()
+            raise
+        return told(ctx, raws, found) | rest if rest else told(ctx, raws, found)
+
+    def _drive(
+        self, operation: Op[T], leases: Leases, deadline: float, timeout: float, begun: Sequence[Sent] = ()
+    ) -> T:
+        """The first round takes over what was `begun`."""
         try:
             while True:
                 effect = next(operation)
                 if isinstance(effect, Round):
-                    self._round(effect, leases, deadline, timeout)
+                    self._round(effect, leases, deadline, timeout, begun)
+                    begun = ()
                 elif isinstance(effect, Detached):
                     for call in effect.calls:
                         if self._books.keep_away(call) is None:
@@ -106,9 +173,7 @@ class BlockingDriver:
                 else:
                     time.sleep(max(0.0, min(effect.seconds, deadline - time.monotonic())))
         except StopIteration as stop:
-            leases.ask_for_news()
-            leases.probe()
-            leases.give_back(timeout * PATIENCE)
+            leases.end(timeout * PATIENCE)
             result: T = stop.value
             return result
         except (DcacheError, ValueError, TypeError):
@@ -116,11 +181,17 @@ class BlockingDriver:
             leases.give_back(0.0)
             raise
 
-    def _round(self, round_: Round, leases: Leases, deadline: float, timeout: float) -> None:
+    def _round(self, round_: Round, leases: Leases, deadline: float, timeout: float, begun: Sequence[Sent]) -> None:
         patience = timeout * PATIENCE
-        execution = Execution(round_, self._books, leases.send, _nothing, patience)
-        execution.start()
-        late = time.monotonic() + patience
+        if begun:
+            execution: Execution = TakeOver(round_, self._books, leases.send, patience, begun)
+            execution.start()
+            leases.drop_broken(begun)
+            late = begun[0].since + patience
+        else:
+            execution = Execution(round_, self._books, leases.send, None, patience)
+            execution.start()
+            late = time.monotonic() + patience
         while not round_.over():
             if not round_.pending:  # what had sufficed has broken off since: ask others at once
                 execution.late()
@@ -128,9 +199,11 @@ class BlockingDriver:
             now = time.monotonic()
             hedge_at = execution.hedge_at()
             leases.wait(max(0.0, min(deadline, late, hedge_at) - now))
+            now = time.monotonic()
+            if now < late and now < deadline and now < hedge_at:
+                continue
             if round_.over():
                 break
-            now = time.monotonic()
             if now >= deadline:
                 leases.give_up(call.node for call in round_.pending)
                 execution.expire()
@@ -143,199 +216,3 @@ class BlockingDriver:
         execution.close()
         if round_.failures and time.monotonic() >= deadline:
             round_.expired = True  # calls that fail at once never meet the deadline, and who tries again must
-
-
-def _nothing() -> None:
-    """The blocking driver looks for itself whether a round is over."""
-
-
-class Leases:
-    """The connections of one operation, by node, until it ends."""
-
-    def __init__(self, driver: BlockingDriver, books: Books, deadline: float) -> None:
-        self._driver, self._books, self._deadline = driver, books, deadline
-        self._held: Held = {}
-
-    def send(self, call: Call, waiter: Waiter | None) -> None:
-        """Send `call`, or tell its waiter why not."""
-        try:
-            connection = self._lease(call.node)
-        except (OSError, DcacheError) as error:
-            if waiter is not None:
-                waiter.failed(call, error, False)
-            return
-        connection.channel.request(call, waiter, time.monotonic())
-        try:
-            connection.flush()
-        except OSError as error:
-            self._lost(connection, error)
-
-    def wait(self, seconds: float) -> None:
-        """Wait until something happened at any connection, at most so long, and deal with all that happened."""
-        connections = list(self._held.values())
-        now = time.monotonic()
-        for connection in connections:
-            if not connection.channel.ready:
-                seconds = min(seconds, max(0.0, connection.deadline - now))
-        for connection, readable, writable in ready(connections, seconds):
-            if not connection.channel.alive:
-                continue  # it was lost over a call that followed from another one's answer, and may be replaced by now
-            try:
-                self._go_on(connection, readable, writable)
-            except (OSError, DcacheError) as error:
-                self._lost(connection, error)
-        now = time.monotonic()
-        for connection in connections:
-            if connection.channel.alive and connection.overdue(now):
-                self._lost(connection, TimeoutError("no connection within connect_timeout"))
-
-    def give_up(self, nodes: Iterable[str]) -> None:
-        """These nodes did not answer in time: their connections are closed."""
-        for node in nodes:
-            if node in self._held:
-                self._discard(self._held[node])
-
-    def _go_on(self, connection: Connection, readable: bool, writable: bool) -> None:
-        """Write and read what can be; `OSError` or `DcacheError` if the connection is of no more use."""
-        channel = connection.channel
-        if writable:
-            connection.writable()
-        if readable:
-            greeted = channel.ready
-            connection.readable()
-            if channel.ready and not greeted:
-                # Whatever the table became before this connection could bring the news is asked for.
-                news = self._books.news(connection.node, channel.digest)
-                if news is not None:
-                    channel.request(news, TableWaiter(self._books.topology), time.monotonic())
-        connection.flush()
-
-    def probe(self) -> None:
-        """See to the nodes that are being left alone, without waiting for them: ask those that it is time to ask, and
-        take in what others have answered meanwhile."""
-        backoff = self._books.backoff
-        for node in backoff.probed():
-            self._look_at(node)
-        for call in self._books.probes():
-            self.send(call, Probe(self._books))
-
-    def _look_at(self, node: str) -> None:
-        pool = self._driver.existing_pool(node)
-        connection = None if pool is None or node in self._held else pool.borrow(self._held)
-        if connection is None:
-            return
-        fault = self._fault(connection)
-        if fault is not None:
-            self._books.failed(node, fault)
-            self._discard(connection)
-
-    def ask_for_news(self) -> None:
-        """Now and then, have some node say whether the table has changed; its answer is read in passing."""
-        topology = self._books.topology
-        if self._held and topology.table is not None and topology.due(time.monotonic()):
-            node = next(iter(self._held))
-            self.send(Call(node, "exchange", (topology.table.digest,)), TableWaiter(topology))
-
-    def give_back(self, grace: float) -> None:
-        """Return what is fit for further use.
-
-        Connections that are not made yet, or have frames not yet sent whole, get `grace` seconds: closing that of the
-        owner that was not waited for would cost it the write.  A node that needs longer is in trouble; were it not
-        said so here, every operation would wait for it.  With a node that is in trouble already nobody waits: its
-        connection goes on being made when somebody looks at it again.
-        """
-        until = time.monotonic() + grace
-        while any(connection.unfinished() and not self._failing(connection) for connection in self._held.values()):
-            left = until - time.monotonic()
-            if left <= 0:
-                break
-            self.wait(left)
-        now = time.monotonic()
-        for connection in list(self._held.values()):
-            parked = connection.unfinished() and self._failing(connection)
-            late = connection.unfinished() and not parked
-            if late and grace:
-                self._books.failed(connection.node, TimeoutError("neither connected nor read in good time"))
-            connection.fresh, connection.used = parked and connection.fresh, now
-            if late or not self._driver.give(self._held, connection):
-                self._discard(connection)
-
-    def _failing(self, connection: Connection) -> bool:
-        return self._books.backoff.failing(connection.node)
-
-    def close(self) -> None:
-        """Something unforeseen came in between: no connection is trusted any more."""
-        for connection in list(self._held.values()):
-            self._discard(connection)
-
-    def _lease(self, node: str) -> Connection:
-        connection = self._held.get(node)
-        if connection is not None:
-            return connection
-        wait = None if self._held else max(0.0, self._deadline - time.monotonic())
-        connection = self._driver.pool(node).take(self._held, wait)
-        if connection.opened:
-            self._check(connection)
-        if not connection.opened:
-            self._open(connection)
-        return connection
-
-    def _check(self, connection: Connection) -> None:
-        """Close a connection that is of no more use; `TimeoutError` if another would not be of any either."""
-        fault = self._fault(connection)
-        if isinstance(fault, TimeoutError):
-            self._books.failed(connection.node, fault)
-            self._discard(connection)
-            raise fault
-        if fault is not None:
-            connection.close()
-
-    def _fault(self, connection: Connection) -> Exception | None:
-        """Read what came for earlier operations; why the connection is of no more use, if it is not.  A `TimeoutError`
-        says that the node has owed an answer, or the connection itself, for too long."""
-        now = time.monotonic()
-        since = connection.channel.waiting_since()
-        if since is None and now - connection.used < 1.0:
-            return None
-        try:
-            if connection.unfinished():
-                for _, readable, writable in ready([connection], 0.0):
-                    self._go_on(connection, readable, writable)
-            else:
-                connection.readable()
-        except (OSError, DcacheError) as error:
-            return error
-        if connection.overdue(now):
-            return TimeoutError("no connection within connect_timeout")
-        since = connection.channel.waiting_since()
-        if since is not None and now - since > self._books.settings.stall:
-            return TimeoutError(f"no answer for {now - since:.1f} s")
-        return None
-
-    def _open(self, connection: Connection) -> None:
-        settings, topology, node = self._books.settings, self._books.topology, connection.node
-        try:
-            host, port = topology.address(node)
-            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            channel = Channel(self._books.handshake(node), partial(topology.offer, source=node))
-            self._driver.connections.add(connection)
-            connection.open(addresses, channel, time.monotonic() + settings.connect_timeout)
-        except BaseException:
-            self._discard(connection)
-            raise
-
-    def _lost(self, connection: Connection, error: Exception) -> None:
-        """A connection broke.  One that had been idle may have been closed for that, so its calls get a new one."""
-        stale = not connection.fresh and isinstance(error, OSError)
-        for call, waiter, sent in self._discard(connection):
-            if stale and isinstance(waiter, Execution) and not waiter.closed:
-                self.send(call, waiter)
-            else:
-                waiter.failed(call, error, sent)
-
-    def _discard(self, connection: Connection) -> list[Unanswered]:
-        unanswered = connection.close()
-        self._driver.forget(connection)
-        self._driver.connections.discard(connection)
-        self._held.pop(connection.node, None)
-        return unanswered

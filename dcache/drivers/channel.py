@@ -69,10 +69,8 @@ class Handshake:
         return limits
 
 
-class _Waiting(NamedTuple):
-    call: Call
-    waiter: Waiter | None
-    since: float
+_Waiting = tuple[Call, Waiter | None, float]
+"""What was asked, by whom, and when."""
 
 
 class Unanswered(NamedTuple):
@@ -103,9 +101,19 @@ class Channel:
         """Queue a call; with no waiter its reply will be dropped."""
         message_id = self._next_id
         self._next_id = message_id + 1 if message_id < 0xFFFFFFFF else HELLO_ID + 1
-        frame = encode_request(message_id, call.method, call.params)
-        self._waiting[message_id] = _Waiting(call, waiter, now)
+        frame = encode_request(message_id, call[1], call[2])
+        self._waiting[message_id] = (call, waiter, now)
         (self._out if self.ready else self._held).append(frame)
+
+    def hand_over(self, call: Call, waiter: Waiter, to: Waiter) -> None:
+        """What `waiter` waits for is from now on the answer to the equal `call` of another, who waits for it."""
+        for message_id, (_, whose, since) in self._waiting.items():
+            if whose is waiter:
+                self._waiting[message_id] = (call, to, since)
+
+    def quiet(self) -> bool:
+        """Whether it can be used at once, and nothing is to be sent or answered by now."""
+        return self.ready and not self._waiting and not self._out
 
     def take(self) -> bytes:
         """What is to be sent now."""
@@ -117,18 +125,18 @@ class Channel:
 
     def waiting_since(self) -> float | None:
         """When the oldest request without a reply was made."""
-        for waiting in self._waiting.values():
-            return waiting.since
+        for _, _, since in self._waiting.values():
+            return since
         return None
 
     def receive(self, data: bytes) -> None:
         """Take in bytes.  `DcacheError` if the connection is of no use (any more): then `close` it."""
         decoder = self._decoder
         decoder.feed(data)
-        for message in decoder.messages():
+        while (message := decoder.next()) is not None:
             if message[0] == REPLY:
                 if self.ready:
-                    self._reply(*message[1:])
+                    self._reply(message)
                 else:
                     self._welcome(*message[1:])
             elif message[0] == REQUEST:
@@ -142,23 +150,20 @@ class Channel:
         """The connection is gone.  Returns the calls that somebody still waits for, and whether they were sent."""
         self.alive = False
         waiting, self._waiting = self._waiting, {}
-        return [
-            Unanswered(entry.call, entry.waiter, self.ready) for entry in waiting.values() if entry.waiter is not None
-        ]
+        return [Unanswered(call, waiter, self.ready) for call, waiter, _ in waiting.values() if waiter is not None]
 
-    def _reply(self, message_id: int | None, error: tuple[Any, ...] | None, result: Any) -> None:
-        if message_id is None:
-            assert error is not None
-            raise ProtocolError(f"the node could not read what was sent: {error[1]} ({error[2]})")
+    def _reply(self, message: tuple[Any, ...]) -> None:
+        _, message_id, error, result = message
         entry = self._waiting.pop(message_id, None)
         if entry is None:
-            raise ProtocolError(f"a reply to message {message_id}, which was not sent or was answered before")
-        if entry.waiter is None:
+            raise _unasked(message_id, error)
+        call, waiter, _ = entry
+        if waiter is None:
             return
         if error is None:
-            entry.waiter.replied(entry.call, result, self)
+            waiter.replied(call, result, self)
         else:
-            entry.waiter.failed(entry.call, NodeError(*error), True)
+            waiter.failed(call, NodeError(*error), True)
 
     def _welcome(self, message_id: int | None, error: tuple[Any, ...] | None, result: Any) -> None:
         if message_id != HELLO_ID:
@@ -174,3 +179,10 @@ class Channel:
         self.ready = True
         self._out += self._held
         self._held = []
+
+
+def _unasked(message_id: int | None, error: tuple[Any, ...] | None) -> ProtocolError:
+    """What it means that a reply answers nothing that was asked."""
+    if message_id is None and error is not None:
+        return ProtocolError(f"the node could not read what was sent: {error[1]} ({error[2]})")
+    return ProtocolError(f"a reply to message {message_id}, which was not sent or was answered before")

@@ -78,9 +78,16 @@ class Books:
 
     def keep_away(self, call: Call) -> str | None:
         """Why a call is not to be made now, if it is not."""
-        if call.method in ABOUT_NODES:
+        if self.backoff.calm or call.method in ABOUT_NODES:
             return None
         return self.backoff.allows(call.node, self.settings.monotonic())
+
+    def raceable(self, calls: Sequence[Call], patience: float, now: float) -> None:
+        """These calls, each to another node, are about to be made and may be raced.  See `Execution` for `patience`."""
+        self.hedging.called(len(calls))
+        for call in calls:
+            if self.hedging.overdue(call.node, patience, now):
+                self.backoff.slow(call.node, now)
 
     def answered(self, node: str) -> None:
         self.backoff.answered(node)
@@ -102,14 +109,14 @@ class Books:
 
 class Execution(Waiter):
     """One round on its way.  `send(call, waiter)` is the driver's; `on_over` is called once there is enough, or nothing
-    left to wait for.  A node that owes an answer for `patience` seconds is slow."""
+    left to wait for, unless the driver looks for itself.  A node that owes an answer for `patience` seconds is slow."""
 
     def __init__(
         self,
         round_: Round,
         books: Books,
         send: Callable[[Call, Waiter], None],
-        on_over: Callable[[], None],
+        on_over: Callable[[], None] | None,
         patience: float = inf,
     ) -> None:
         self.round, self._books, self._send, self._on_over = round_, books, send, on_over
@@ -174,7 +181,8 @@ class Execution(Waiter):
                 self._books.failed(call.node, TimeoutError("no answer in time"))
         self.round.expire()
         self.close()
-        self._on_over()
+        if self._on_over is not None:
+            self._on_over()
 
     def close(self) -> None:
         """Nobody waits any more; replies that still come are dropped."""
@@ -188,14 +196,7 @@ class Execution(Waiter):
     def _send_all(self, calls: Sequence[Call]) -> None:
         """Send what may be sent, unless too few nodes are left for that to be of use: a write that cannot succeed had
         better not be made at all than in part."""
-        fit: list[Call] = []
-        queue = list(calls)
-        for call in queue:
-            away = self._books.keep_away(call)
-            if away is None:
-                fit.append(call)
-            else:
-                queue.extend(self.round.failed(call, LeftAlone(away), False))
+        fit = self._fit(calls)
         if fit and self.round.over():
             for call in fit:
                 self._only_probe(call.node)
@@ -205,21 +206,33 @@ class Execution(Waiter):
         else:
             for call in fit:
                 self._send(call, self)
-        if self.round.over():
+        if self._on_over is not None and self.round.over():
             self._on_over()
+
+    def _fit(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls to nodes that are not being left alone, those among them that take the place of others."""
+        queue = list(calls)
+        if self._books.backoff.calm:
+            return queue
+        fit: list[Call] = []
+        for call in queue:
+            away = self._books.keep_away(call)
+            if away is None:
+                fit.append(call)
+            else:
+                queue.extend(self.round.failed(call, LeftAlone(away), False))
+        return fit
 
     def _send_raceable(self, calls: Sequence[Call]) -> None:
         if not calls:
             return
-        now, hedging = self._monotonic(), self._books.hedging
-        hedging.called(len(calls))
+        now, patience = self._monotonic(), self._books.hedging.patience
+        self._books.raceable(calls, self._patience, now)
         for call in calls:
             node = call.node
             self._sent[node] = now
-            self._due[node] = now + hedging.patience(node)
+            self._due[node] = now + patience(node)
             self._send(call, self)
-            if hedging.overdue(node, self._patience, now):
-                self._books.backoff.slow(node, now)
 
     def _only_probe(self, node: str) -> None:
         """The call that would have shown whether `node` is well again is not made: ask no more than that."""

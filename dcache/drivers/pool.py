@@ -7,6 +7,8 @@ import math
 import os
 import select
 import socket
+import struct
+import sys
 import threading
 import time
 from collections import deque
@@ -16,7 +18,16 @@ from typing import Any
 from dcache.drivers.channel import Channel, Unanswered
 from dcache.errors import ClientClosed
 
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
+"""Bytes read at once: a buffer of this size costs next to nothing to have, one of 256 KiB more than a whole read."""
+
+PROMPT = sys.platform == "linux"
+"""Whether a read can wait in the call that reads, by the kernel's timeout.  Sockets are blocking then, for that alone;
+all else is done with a flag that says not to wait, which not every system minds when it sends."""
+
+_NOW = socket.MSG_DONTWAIT if PROMPT else 0
+RECENT = 1.0
+"""Seconds for which a connection that was of use is taken to be so still."""
 _IN_PROGRESS = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, getattr(errno, "WSAEWOULDBLOCK", errno.EAGAIN)}
 
 
@@ -31,6 +42,7 @@ class Connection:
         self.extra = extra  # above the pool's bound
         self.opened = False
         self.used = 0.0
+        self._patience = 0.0  # what the kernel was told
 
     def open(self, addresses: Sequence[Any], channel: Channel, deadline: float) -> None:
         """Begin to connect; `OSError` if that cannot even begin."""
@@ -44,6 +56,7 @@ class Connection:
         family, kind, proto, _, address = self._addresses.popleft()
         self.sock = socket.socket(family, kind, proto)
         self.opened = self._connecting = True
+        self._patience = 0.0
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         code = self.sock.connect_ex(address)
@@ -72,32 +85,70 @@ class Connection:
                 self._dial()
                 return
             self._connecting = False
+            self.sock.setblocking(PROMPT)
         self.flush()
 
     def flush(self) -> None:
         """Send what can be sent without waiting."""
         if self._connecting:
             return
-        self.unsent += self.channel.take()
-        while self.unsent:
+        frames = self.channel.take()
+        self.unsent = unsent = self.unsent + frames if self.unsent else frames
+        while unsent:
             try:
-                sent = self.sock.send(self.unsent)
+                sent = self.sock.send(unsent, _NOW)
             except (BlockingIOError, InterruptedError):
                 return
-            self.unsent = self.unsent[sent:]
+            self.unsent = unsent = unsent[sent:]
 
     def readable(self) -> None:
         """Read what is there; `OSError` or `DcacheError` if the connection is of no more use."""
         while True:
             try:
-                data = self.sock.recv(CHUNK)
+                data = self.sock.recv(CHUNK, _NOW)
             except (BlockingIOError, InterruptedError):
                 return
-            if not data:
-                raise ConnectionError("the node closed the connection")
-            self.channel.receive(data)
+            self._take_in(data)
             if len(data) < CHUNK:
                 return
+
+    def idle(self, now: float) -> bool:
+        """Whether it was of use a moment ago and nothing is under way on it, either way."""
+        return (
+            self.opened and now - self.used < RECENT and self.channel.quiet() and not (self.unsent or self._connecting)
+        )
+
+    def await_bytes(self, seconds: float) -> int:
+        """Wait for bytes in the call that reads them; how many came.
+
+        `BlockingIOError` if none come within `seconds` or, as the kernel is not exact, a few milliseconds more.  Other
+        errors as of `readable`.
+        """
+        if not seconds <= self._patience <= 1.25 * seconds + 0.002:
+            self._be_patient(math.ceil(seconds * 1000))
+        data = self.sock.recv(CHUNK)
+        self._take_in(data)
+        return len(data)
+
+    def lives(self) -> bool:
+        """Whether nothing is known to the contrary, without reading."""
+        try:
+            return bool(self.sock.recv(1, _NOW | socket.MSG_PEEK))
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+
+    def _be_patient(self, milliseconds: int) -> None:
+        """Tell the kernel how long to wait.  That is a system call too, so it is not told of small differences."""
+        timeout = struct.pack("@ll", milliseconds // 1000, milliseconds % 1000 * 1000)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        self._patience = milliseconds / 1000
+
+    def _take_in(self, data: bytes) -> None:
+        if not data:
+            raise ConnectionError("the node closed the connection")
+        self.channel.receive(data)
 
     def close(self) -> list[Unanswered]:
         """May be called again, and opened again."""
@@ -121,6 +172,7 @@ class Pool:
         self._in_use: set[Connection] = set()  # those above the bound are not among them
         self._lock = threading.Lock()  # guards all here; not entered through the condition, where Ctrl-C could leave it
         self._changed = threading.Condition(self._lock)
+        self._queue = 0  # how many wait
         self.closed = False
 
     def _has_room(self) -> bool:
@@ -133,9 +185,8 @@ class Pool:
         other, and goes above the bound instead.  `TimeoutError` after `wait` seconds.
         """
         with self._lock:
-            free = wait is None or self._changed.wait_for(lambda: self._has_room() or self.closed, wait)
-            if not free:
-                raise TimeoutError(f"all {self._most} connections to this node are in use: raise max_connections")
+            if wait is not None and not self._has_room():
+                self._queue_up(wait)
             if self.closed:
                 raise ClientClosed("the client was closed")
             if self._idle:
@@ -145,6 +196,15 @@ class Pool:
             if not extra:
                 self._in_use.add(connection)
             return connection
+
+    def _queue_up(self, wait: float) -> None:
+        self._queue += 1
+        try:
+            free = self._changed.wait_for(lambda: self._has_room() or self.closed, wait)
+        finally:
+            self._queue -= 1
+        if not free:
+            raise TimeoutError(f"all {self._most} connections to this node are in use: raise max_connections")
 
     def borrow(self, held: Held) -> Connection | None:
         """Put the connection that was used last into `held`, if it is idle."""
@@ -165,7 +225,8 @@ class Pool:
             self._in_use.discard(connection)
             del held[self._node]
             self._idle.append(connection)
-            self._changed.notify()
+            if self._queue:
+                self._changed.notify()
             return True
 
     def forget(self, connection: Connection) -> None:

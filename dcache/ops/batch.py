@@ -8,19 +8,32 @@ for the first few keys only, when the reply would grow too large; the rest is as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from itertools import repeat
+from typing import Any, TypeVar
 
 import attrs
 
-from dcache.errors import DcacheError, NodeError, ProtocolError, QuorumError, SerializationError, ValueTooLarge
+from dcache.errors import (
+    DcacheError,
+    DecodingError,
+    NodeError,
+    ProtocolError,
+    QuorumError,
+    SerializationError,
+    ValueTooLarge,
+)
 from dcache.ops import linearizable
 from dcache.ops.context import DEFAULT, Context, K, Key, TtlOrDefault
 from dcache.ops.effects import Call, Link, Op, Reply, Round
-from dcache.ops.quorum import ReadRound, Verdict, WriteRound, write_error
+from dcache.ops.prompt import Answer, Plan
+from dcache.ops.quorum import HELD, ReadRound, Verdict, WriteRound, write_error
 from dcache.ops.read import Missed, check_in_time, decoded, read_record, read_round, settled
 from dcache.ops.write import attempt, next_version
 from dcache.record import Record, Version
 from dcache.wire import Limits
+
+T = TypeVar("T")
 
 ITEM_OVERHEAD = 64  # bytes of a batch item on the wire beside key and value, generously
 
@@ -40,8 +53,9 @@ class BatchRound(Round):
     def __init__(self, ctx: Context, method: str, parts: Sequence[Part]) -> None:
         super().__init__(())
         self._ctx, self._method, self._limits = ctx, method, ctx.shared.limits
-        self._parts_of: dict[int, list[tuple[Part, Call]]] = {}  # by the identity of the batch's call
+        self._parts_of: dict[int, Sequence[tuple[Part, Call]]] = {}  # by the identity of the batch's call
         self._open = list(parts)
+        self._heard = True  # whether something came since it was last seen which parts are open
 
     def begin(self) -> Sequence[Call]:
         return self._bundle((part, call) for part in self._open for call in part.round.begin())
@@ -55,6 +69,7 @@ class BatchRound(Round):
             self.check(call, result)
         except ProtocolError as error:
             return self.failed(call, error, sent=True)
+        self._heard = True
         self.pending.remove(call)
         self.replies.append(Reply(call.node, result, link))
         parts = self._parts_of.pop(id(call))
@@ -71,15 +86,17 @@ class BatchRound(Round):
         return part.round.replied(single, answer, link)
 
     def failed(self, call: Call, error: Exception, sent: bool) -> Sequence[Call]:
+        self._heard = True
         self.pending.remove(call)
         parts = self._parts_of.pop(id(call))
         return self._bundle((part, another) for part, one in parts for another in part.round.failed(one, error, sent))
 
     def late(self) -> Sequence[Call]:
+        self._heard = True
         return self._bundle((part, call) for part in self._still_open() for call in part.round.late())
 
     def expire(self) -> None:
-        self.expired = True
+        self.expired = self._heard = True
         for part in self._still_open():
             part.round.expire()
         self.pending.clear()
@@ -88,7 +105,10 @@ class BatchRound(Round):
         return not self._still_open()
 
     def _still_open(self) -> list[Part]:
-        self._open = [part for part in self._open if not part.round.over()]
+        """A connection that breaks opens no part that was over, and brings word of the calls that are pending on it."""
+        if self._heard:
+            self._open = [part for part in self._open if not part.round.over()]
+            self._heard = False
         return self._open
 
     def _bundle(self, wanted: Iterable[tuple[Part, Call]]) -> list[Call]:
@@ -97,7 +117,7 @@ class BatchRound(Round):
             by_node.setdefault(call.node, []).append((part, call))
         made = []
         for node, parts in by_node.items():
-            for some in cut(parts, self._limits):
+            for some in cut(parts, [part.size for part, _ in parts], self._limits):
                 call = self._ctx.call(node, self._method, [part.item for part, _ in some])
                 self._parts_of[id(call)] = some
                 made.append(call)
@@ -105,24 +125,28 @@ class BatchRound(Round):
         return made
 
 
-def cut(parts: Sequence[tuple[Part, Call]], limits: Limits) -> Iterator[list[tuple[Part, Call]]]:
-    """Pieces that each fit a frame."""
-    piece: list[tuple[Part, Call]] = []
-    size = 0
-    for part, call in parts:
-        if piece and (len(piece) >= limits.max_batch or size + part.size > limits.frame_room // 2):
-            yield piece
-            piece, size = [], 0
-        piece.append((part, call))
-        size += part.size
-    if piece:
-        yield piece
+def cut(items: Sequence[T], sizes: Sequence[int], limits: Limits) -> Iterator[Sequence[T]]:
+    """Pieces that each fit a frame, of items that take so many bytes each."""
+    most, room = limits.max_batch, limits.frame_room // 2
+    if len(items) <= most and sum(sizes) <= room:
+        yield items
+        return
+    start = size = 0
+    for at, more in enumerate(sizes):
+        if at > start and (at - start >= most or size + more > room):
+            yield items[start:at]
+            start, size = at, 0
+        size += more
+    yield items[start:]
 
 
-def get_many(ctx: Context, keys: Iterable[K]) -> Op[dict[K, Any]]:
-    """The values of those of `keys` that are there, under the keys as given; `QuorumError` as for a single get."""
+def get_many(ctx: Context, keys: Iterable[K], first: Plan | None = None) -> Op[dict[K, Any]]:
+    """The values of those of `keys` that are there, under the keys as given; `QuorumError` as for a single get.
+
+    `first` says who was asked about what before this began, by a read that was to be prompt.
+    """
     raws = {key: ctx.key(key) for key in keys}
-    records = yield from read_records(ctx, tuple(dict.fromkeys(raws.values())))
+    records = yield from read_records(ctx, tuple(dict.fromkeys(raws.values())), first)
     found: dict[K, Any] = {}
     for key, raw in raws.items():
         record = records.get(raw)
@@ -137,9 +161,56 @@ def get_many(ctx: Context, keys: Iterable[K]) -> Op[dict[K, Any]]:
 _ABSENT = object()
 
 
-def read_records(ctx: Context, keys: Sequence[bytes]) -> Op[dict[bytes, Record]]:
-    """The newest records of `keys`, each once a majority holds it."""
-    parts = {key: Part(_read_round(ctx, key), (key,), len(key) + ITEM_OVERHEAD) for key in keys}
+def requests(ctx: Context, asked: Plan) -> list[Call]:
+    """The calls that ask each node about its keys: those that `get_many` makes at first."""
+    return [
+        ctx.call(node, "get_many", [*zip(piece, strict=True)])
+        for node, keys in asked.items()
+        for piece in cut(keys, [len(key) + ITEM_OVERHEAD for key in keys], ctx.shared.limits)
+    ]
+
+
+def by_node(calls: Sequence[Call], results: Sequence[Any]) -> dict[str, Sequence[Any]] | None:
+    """What each node said about its keys, in their order and None where it said nothing; None for answers that are
+    none."""
+    found: dict[str, Sequence[Any]] = {}
+    for call, result in zip(calls, results, strict=True):
+        asked = len(call.params[-1])
+        if type(result) is not tuple or not 0 < len(result) <= asked:
+            return None
+        if len(result) < asked:
+            result = (*result, *repeat(None, asked - len(result)))
+        found[call.node] = (*found[call.node], *result) if call.node in found else result
+    return found
+
+
+def values(ctx: Context, raws: Mapping[K, bytes], answers: Mapping[bytes, Answer]) -> dict[K, Any]:
+    """The values in answers that were agreed on, by keys as given; counted as hits and misses."""
+    decode, counters = ctx.options.codec.decode, ctx.shared.counters
+    found: dict[K, Any] = {}
+    answered = 0
+    for key, raw in raws.items():
+        answer = answers.get(raw)
+        if answer is None:
+            continue
+        answered += 1
+        if len(answer) == HELD:
+            try:
+                found[key] = decode(answer[2], answer[3])
+            except DecodingError:
+                counters.undecodable += 1
+    counters.hits += len(found)
+    counters.misses += answered - len(found)
+    return found
+
+
+def read_records(ctx: Context, keys: Sequence[bytes], first: Plan | None = None) -> Op[dict[bytes, Record]]:
+    """The newest records of `keys`, each once a majority holds it; `first` as for `get_many`."""
+    asked: dict[bytes, list[str]] = {}
+    for node, theirs in (first or {}).items():
+        for key in theirs:
+            asked.setdefault(key, []).append(node)
+    parts = {key: Part(_read_round(ctx, key, asked.get(key, ())), (key,), len(key) + ITEM_OVERHEAD) for key in keys}
     yield BatchRound(ctx, "get_many", list(parts.values()))
     found: dict[bytes, Record] = {}
     unsettled: dict[bytes, Verdict] = {}
@@ -157,8 +228,11 @@ def read_records(ctx: Context, keys: Sequence[bytes]) -> Op[dict[bytes, Record]]
     return found
 
 
-def _read_round(ctx: Context, key: bytes) -> ReadRound:
-    return read_round(ctx, key, [Call(node, "get", ()) for node in ctx.readers(key)])
+def _read_round(ctx: Context, key: bytes, first: Sequence[str]) -> ReadRound:
+    nodes = ctx.readers(key)
+    if first:
+        nodes = (*first, *(node for node in nodes if node not in first))
+    return read_round(ctx, key, [Call(node, "get", ()) for node in nodes])
 
 
 def _write_back(ctx: Context, unsettled: Mapping[bytes, Verdict]) -> Op[dict[bytes, Record]]:
@@ -196,7 +270,9 @@ def write_many(ctx: Context, method: str, items: Mapping[bytes, Versioned], size
     """As `write.write`, for every key: the last round of each, and the error of each that failed."""
     making = _write_linearizably if ctx.options.linearizable else _write_stamped
     rounds, errors = yield from making(ctx, method, items, size)
-    errors.update({key: write_error(method, made) for key, made in rounds.items() if not made[-1].enough()})
+    for key, made in rounds.items():
+        if not made[-1].enough():
+            errors[key] = write_error(method, made)
     return _Written({key: made[-1] for key, made in rounds.items()}, errors)
 
 
@@ -263,9 +339,14 @@ class _Written:
 
 
 def _write_part(ctx: Context, key: bytes, item: tuple[Any, ...], size: int, before: Sequence[WriteRound]) -> Part:
-    calls = [Call(node, "", ()) for node in ctx.writers(key)]
-    spares = [Call(node, "", ()) for node in ctx.stand_ins(key)]
+    calls, spares = _singles(tuple(ctx.writers(key))), _singles(tuple(ctx.stand_ins(key)))
     return Part(attempt(ctx.quorums(key), calls, before, spares), item, len(key) + size + ITEM_OVERHEAD)
+
+
+@lru_cache(maxsize=1024)
+def _singles(nodes: tuple[str, ...]) -> tuple[Call, ...]:
+    """What stands in the rounds of single keys for the calls of the batch; keys with the same owners share it."""
+    return tuple([Call(node, "", ()) for node in nodes])
 
 
 def _written(part: Part) -> WriteRound:

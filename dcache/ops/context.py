@@ -197,7 +197,8 @@ class Context:
     """See the module.
 
     `strict` is whether reads and writes take a majority, and neither was asked for as a single one; `ValueError` if
-    they do not and are to be linearizable.  While the ring
+    they do not and are to be linearizable.  `raced` is whether a read leaves owners out that a slow one can be raced
+    with, as long as the ring does not change.  While it
     changes, quorums are to be had on each of the two rings; slots whose owners are the same on both go by one.
     """
 
@@ -206,6 +207,7 @@ class Context:
     shared: Shared
     fingerprint: bytes = attrs.field(init=False)
     strict: bool = attrs.field(init=False)
+    raced: bool = attrs.field(init=False)
     nodes: tuple[str, ...] = attrs.field(init=False)
     _copies: tuple[int, ...] = attrs.field(init=False)  # how many owners a slot has, on each ring
     _quorums: Quorums = attrs.field(init=False)  # of a slot with one set of owners
@@ -230,6 +232,7 @@ class Context:
         if self.options.linearizable and not self.strict:
             raise ValueError(f"{MAJORITIES}; keys have {max(copies)} owners")
         object.__setattr__(self, "_quorums", self._quorums_of([(frozenset(), copies[0])]))
+        object.__setattr__(self, "raced", self.strict and self._quorums.reads.size < copies[0])
         object.__setattr__(self, "_any_way", self._ways_of_all())
 
     def _takes_majorities(self, n: int) -> bool:

@@ -75,6 +75,10 @@ class Hedging:
         if self._earned - self._counters.hedges < MOST_SAVED:
             self._earned += SHARE * calls
 
+    def left(self) -> float:
+        """How many extra calls may be made."""
+        return self._earned - self._counters.hedges
+
     def take(self) -> bool:
         """Whether one more extra call may be made, which is then counted."""
         if self._earned - self._counters.hedges < 1.0:

@@ -18,10 +18,11 @@ from typing import Any
 
 import attrs
 
+from dcache.ops import prompt
 from dcache.ops.context import DEFAULT, Context, Key, TtlOrDefault
 from dcache.ops.effects import Op, Reply
 from dcache.ops.mutate import prepared
-from dcache.ops.quorum import WriteRound
+from dcache.ops.quorum import HELD, WriteRound
 from dcache.ops.read import Missed, decoded, read_record
 from dcache.record import Record, Version
 
@@ -48,11 +49,19 @@ _NOTHING = object()
 
 def hit(ctx: Context, key: Key, first: Sequence[str] = ()) -> Op[Found | None]:
     """The value of `key` if it is there: the way of most reads, which claims nothing.  `first` as for `read_record`."""
-    found = yield from read_record(ctx, ctx.key(key), first=first)
-    if isinstance(found, Missed):
+    record = yield from read_record(ctx, ctx.key(key), first=first)
+    if isinstance(record, Missed):
         return None
-    value = decoded(ctx, found, _NOTHING)
-    return None if value is _NOTHING else Found(value, found.value, found.flags)
+    value = decoded(ctx, record, _NOTHING)
+    return None if value is _NOTHING else Found(value, record.value, record.flags)
+
+
+def found(ctx: Context, answer: prompt.Answer) -> Found | None:
+    """As `hit`, from an answer that was agreed on."""
+    if len(answer) != HELD:
+        return None
+    value = prompt.value(ctx, answer, _NOTHING)
+    return None if value is _NOTHING else Found(value, answer[2], answer[3])
 
 
 def lookup(ctx: Context, key: Key) -> Op[Found | Claim]:

@@ -10,9 +10,11 @@ candidate, held by all that were asked, and they are enough of the owners.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any
 
+from dcache.errors import DecodingError
 from dcache.ops.context import Context
 from dcache.ops.quorum import ABSENT, HELD
 
@@ -78,3 +80,46 @@ def plan(ctx: Context, keys: Iterable[bytes], now: float) -> tuple[Plan, list[by
                 else:
                     asked[node] = [key]
     return asked, others
+
+
+def settle_many(asked: Plan, answers: Mapping[str, Sequence[Any]]) -> tuple[dict[bytes, Answer], list[bytes]]:
+    """What was agreed on of the keys that were asked about, and the keys left to the operations.
+
+    `answers` are those of each node, in the order of its keys: for the first few of them only, if it likes, and none
+    from a node that did not answer or whose connection broke.
+    """
+    told = {node: chain(answers.get(node, ()), repeat(None)) for node in asked}
+    lists = list(asked.values())
+    of_keys: Iterable[tuple[bytes, Sequence[Any]]]
+    if all(keys == lists[0] for keys in lists):  # where one node is asked, or all nodes own all keys
+        of_keys = zip(lists[0], zip(*told.values(), strict=False), strict=False) if lists else ()
+    else:
+        by_key: dict[bytes, list[Any]] = {}
+        for node, keys in asked.items():
+            for key, answer in zip(keys, told[node], strict=False):
+                by_key.setdefault(key, []).append(answer)
+        of_keys = by_key.items()
+    found: dict[bytes, Answer] = {}
+    unsettled: list[bytes] = []
+    for key, some in of_keys:
+        answer = agreed(some)
+        if answer is None:
+            unsettled.append(key)
+        else:
+            found[key] = answer
+    return found, unsettled
+
+
+def value(ctx: Context, answer: Answer, default: Any) -> Any:
+    """The value in an answer that was agreed on, or `default`; counted as a hit or a miss."""
+    counters = ctx.shared.counters
+    if len(answer) == HELD:
+        try:
+            found = ctx.options.codec.decode(answer[2], answer[3])
+        except DecodingError:
+            counters.undecodable += 1
+        else:
+            counters.hits += 1
+            return found
+    counters.misses += 1
+    return default

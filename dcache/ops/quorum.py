@@ -290,9 +290,10 @@ def check_ack(answer: Any) -> None:
 
 def counts(answer: tuple[Any, ...], *, overtaken: bool = False) -> bool:
     """Whether an answer to a write counts as an acknowledgement; `overtaken`: being beaten to it counts too."""
-    return bool(answer[0]) and (answer[1] == Status.STORED or (overtaken and answer[1] == Status.NEWER))
+    return bool(answer[0]) and (answer[1] == _STORED or (overtaken and answer[1] == Status.NEWER))
 
 
+_STORED = int(Status.STORED)  # a plain number: it is compared several times per reply
 NOBODY = Quorum(0)
 
 
@@ -320,8 +321,10 @@ class WriteRound(QuorumRound):
 
     def got(self) -> list[Reply]:
         """The acknowledgements, those that held it already among them."""
-        acknowledged = [reply for reply in self.live() if counts(reply.result, overtaken=self.overtaken)]
-        acknowledged.extend(reply for reply in self.already if reply.link.alive)
+        overtaken = self.overtaken
+        acknowledged = [r for r in self.replies if r.link.alive and counts(r.result, overtaken=overtaken)]
+        if self.already:
+            acknowledged.extend(reply for reply in self.already if reply.link.alive)
         return acknowledged
 
     def wanted(self) -> tuple[Quorum, Sequence[Reply]]:
@@ -331,10 +334,9 @@ class WriteRound(QuorumRound):
         """As of any round; but one with something newer in its way waits until those whom it is to `hear` have said how
         high it is, if they still can."""
         got = self.got()
-        if self.needed.met(got):
-            return True
-        if self.needed.lacking(got, self.pending, self.spares) <= 0:
-            return False
+        lacking = self.needed.lacking(got, self.pending, self.spares)
+        if lacking <= 0:
+            return self.needed.met(got)
         heard = self.heard()
         return self.highest_newer() is None or self.hear.met(heard) or self.hear.lacking(heard, self.pending) > 0
 
@@ -344,8 +346,8 @@ class WriteRound(QuorumRound):
 
     def highest_newer(self) -> Version | None:
         """The highest version that stood in the way anywhere."""
-        newer = [reply.result[2] for reply in self.replies if reply.result[1] != Status.STORED]
-        return max(newer, default=None)
+        newer = [reply.result[2] for reply in self.replies if reply.result[1] != _STORED]
+        return max(newer) if newer else None
 
     def met_promise(self) -> bool:
         """Whether it was refused for a promise anywhere: then being refused again says nothing of being overtaken."""

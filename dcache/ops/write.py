@@ -56,7 +56,7 @@ def attempt(
     quorums: Quorums, calls: Sequence[Call], before: Sequence[WriteRound], spares: Sequence[Call] = ()
 ) -> WriteRound:
     """The round of a write that was attempted `before`."""
-    overtaken = any(quorums.hold.met(round_.heard()) for round_ in before)
+    overtaken = bool(before) and any(quorums.hold.met(round_.heard()) for round_ in before)
     hear = NOBODY if overtaken else quorums.hold
     return WriteRound(calls, quorums.writes, spares=spares, overtaken=overtaken, hear=hear)
 

@@ -207,7 +207,7 @@ def test_nothing_is_sent_for_a_bad_key(proxied: ProxiedCluster) -> None:
     with proxied.client(namespace="bad", **UNHURRIED) as client:
         client.get("key")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("dcache.drivers.blocking.Leases.send", lambda self, call, waiter: sent.append(call))
+            patch.setattr("dcache.drivers.leases.Leases.send", lambda self, call, waiter: sent.append(call))
             for call in (lambda: client.get(""), lambda: client.set("x" * 1025, 1), lambda: client.get_many(["a", ""])):
                 with pytest.raises(ValueError, match="key"):
                     call()

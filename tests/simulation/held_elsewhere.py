@@ -35,6 +35,16 @@ HELD_ELSEWHERE: dict[str, tuple[str, str, str]] = {
         "unit/test_ops_write.py::test_an_acknowledgement_whose_connection_broke_before_the_end_does_not_count",
         "the node has to end within the one call, and to be complete again soon",
     ),
+    "connections of prompt answers that live until the end": (
+        "a prompt read counting on the word of a process that has ended since",
+        "unit/test_prompt_aio.py::test_an_answer_whose_connection_breaks_before_the_last_one_comes_does_not_count",
+        "the node has to end between two answers of one read, and what it answered has to be forgotten by all but one",
+    ),
+    "complete bits of prompt answers": (
+        "a node that lost its memory having a say in what is read promptly",
+        "unit/test_ops_prompt.py::test_what_an_incomplete_owner_answers_is_never_agreed_on",
+        "others have to give the same answer, and it has to be an old one",
+    ),
     "clocks that never go back": (
         "two versions of one writer being the same",
         "unit/test_record.py::test_stamps_only_grow_whatever_the_wall_clock_does",

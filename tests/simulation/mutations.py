@@ -23,6 +23,7 @@ import pytest
 from dcache.agent import completing
 from dcache.agent.repair import Repair
 from dcache.client import reruns
+from dcache.drivers import prompt_groups
 from dcache.drivers.channel import Channel
 from dcache.drivers.driver import Books
 from dcache.membership import MemberTable
@@ -30,7 +31,7 @@ from dcache.node.promises import Promises
 from dcache.node.server import Server
 from dcache.node.service import Service
 from dcache.node.store import Store
-from dcache.ops import batch, cluster, compare, linearizable, mutate, quorum, read, write
+from dcache.ops import batch, cluster, compare, linearizable, mutate, prompt, quorum, read, write
 from dcache.ops.context import Context
 from dcache.ops.effects import Op, Reply
 from dcache.ops.quorum import JointQuorum, Quorum, WriteRound
@@ -116,7 +117,7 @@ def without_floors(put: Put) -> None:
 @safeguard(
     "a value being returned of which an owner may have forgotten a newer one",
     "forgotten decisions",
-    first=15,
+    first=19,
     within=60,
 )
 def without_votes_by_floor(put: Put) -> None:
@@ -132,7 +133,7 @@ def without_votes_by_floor(put: Put) -> None:
     put(mutate, "judge", judged)
 
 
-@safeguard("a node that lost its memory having a say in what the newest value is", "slow restarts", first=13, within=80)
+@safeguard("a node that lost its memory having a say in what the newest value is", "slow restarts", first=16, within=80)
 def without_complete_bits_of_voters(put: Put) -> None:
     def judged(replies: Any, *, strict: bool = True) -> Any:
         return judge([reply._replace(result=(True, *reply.result[1:])) for reply in replies], strict=strict)
@@ -208,6 +209,16 @@ def without_a_majority_of_holders(put: Put) -> None:
 
     made = Context._quorums_of
     put(Context, "_quorums_of", quorums_of)
+
+
+@safeguard("a value being read promptly that a single owner vouches for", "skewed", first=7, within=30)
+def without_agreement_of_prompt_answers(put: Put) -> None:
+    def agreed(answers: Any) -> Any:
+        return judged(answers[:1])
+
+    judged = prompt.agreed
+    put(prompt, "agreed", agreed)
+    put(prompt_groups, "agreed", agreed)
 
 
 @safeguard("a write being lost to an older one whose writer's clock is ahead", "skewed", within=20)
@@ -353,9 +364,10 @@ def without_repair(put: Put) -> None:
 
 @safeguard("a caller getting the reply to a call that was given up", "network", within=20)
 def without_ids_in_replies(put: Put) -> None:
-    def reply(channel: Channel, message_id: Any, error: Any, result: Any) -> None:
-        wanted = (id for id, entry in channel._waiting.items() if not getattr(entry.waiter, "closed", False))
-        matched(channel, next(wanted, message_id), error, result)
+    def reply(channel: Channel, message: tuple[Any, ...]) -> None:
+        kind, message_id, error, result = message
+        wanted = (id for id, (_, waiter, _) in channel._waiting.items() if not getattr(waiter, "closed", False))
+        matched(channel, (kind, next(wanted, message_id), error, result))
 
     matched = Channel._reply
     put(Channel, "_reply", reply)

@@ -11,9 +11,10 @@ from typing import Any
 import attrs
 import pytest
 
-from dcache.drivers import blocking
-from dcache.drivers.blocking import BlockingDriver, Leases
+from dcache.drivers import leases as leasing
+from dcache.drivers.blocking import BlockingDriver
 from dcache.drivers.driver import Books, Settings
+from dcache.drivers.leases import Leases
 from dcache.drivers.pool import Connection, Held, Pool
 from dcache.errors import ClientClosed
 from dcache.ops.backoff import Backoff
@@ -124,7 +125,7 @@ def leases() -> Leases:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [100.0]
-    monkeypatch.setattr(blocking, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(leasing, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     return clock
 
 
@@ -139,7 +140,7 @@ def test_a_connection_that_is_not_made_in_time_is_given_up_in_time(
         now[0] += seconds + 0.001
         return []
 
-    monkeypatch.setattr(blocking, "ready", nothing_happens)
+    monkeypatch.setattr(leasing, "ready", nothing_happens)
     leases.wait(LONG)
     assert list(leases._held) == ["b"]
 
@@ -151,7 +152,7 @@ def test_a_connection_that_was_lost_over_the_answer_of_another_is_left_alone(
     second = Leased("b", Line(), 0.0)
     first = Leased("a", Line(), 0.0, lambda: leases.give_up(["b"]))
     leases._held = {"a": first, "b": second}
-    monkeypatch.setattr(blocking, "ready", lambda connections, seconds: [(one, True, False) for one in connections])
+    monkeypatch.setattr(leasing, "ready", lambda connections, seconds: [(one, True, False) for one in connections])
     leases.wait(LONG)
     assert (first.reads, second.reads) == (1, 0)
     assert list(leases._held) == ["a"]

@@ -37,6 +37,10 @@ class Memory:
         answers |= {load.reclaim: self.reclaim, load.fill: self.fill, write.delete: self.delete}
         return answers[operation](view, key, *args[1:])
 
+    def read(self, view: View, way: object, told: object, operation: Callable[..., Any], *args: Any) -> Any:
+        """Nothing is to be had promptly."""
+        return self.run(view, operation, *args)
+
     async def run_async(self, view: View, operation: Callable[..., Any], *args: Any) -> Any:
         await asyncio.sleep(0)
         return self.run(view, operation, *args)
@@ -73,6 +77,7 @@ def memory() -> Memory:
 def client(memory: Memory) -> Client:
     made = Client("nowhere:1")
     made.engine.run = memory.run  # type: ignore[method-assign]
+    made.engine.read = memory.read  # type: ignore[method-assign]
     return made
 
 

@@ -67,6 +67,14 @@ def test_what_is_no_answer_or_differs_is_never_agreed_on(answers: list[Any]) -> 
     assert prompt.agreed(answers) is None
 
 
+@pytest.mark.parametrize("answer", [(False, v(1), b"x", 0, None), (False, v(1), False)])
+def test_what_an_incomplete_owner_answers_is_never_agreed_on(answer: tuple[Any, ...]) -> None:
+    complete = (True, *answer[1:])
+    assert prompt.agreed([complete, complete]) is not None
+    for answers in ([answer], [answer, answer], [complete, answer], [answer, complete]):
+        assert prompt.agreed(answers) is None
+
+
 # --- who is asked -----------------------------------------------------------------------------------------------------
 
 
@@ -146,3 +154,51 @@ def test_a_member_that_is_said_to_be_down_is_not_asked() -> None:
     assert [set(prompt.targets(ctx, b"k", 0.0) or ()) for _ in range(4)] == [{y, z}] * 4
     assert set(prompt.plan(ctx, [b"k"], 0.0)[0]) == {y, z}
     assert prompt.targets(nodes.context(read_quorum="all"), b"k", 0.0) is None
+
+
+# --- the answers about many keys --------------------------------------------------------------------------------------
+
+X, Y, Z = (True, v(1), b"x", 0, None), (True, v(1), b"y", 0, None), (True, v(1), False)
+
+
+def test_the_answers_of_one_node_settle_its_keys() -> None:
+    assert prompt.settle_many({"a": [b"x", b"z"]}, {"a": (X, Z)}) == ({b"x": X, b"z": Z}, [])
+
+
+@pytest.mark.parametrize("asked", [{"a": [b"x", b"y"], "b": [b"x", b"y"]}, {"a": [b"x", b"y"], "b": [b"y", b"x"]}])
+def test_keys_are_settled_that_all_who_were_asked_agree_on(asked: prompt.Plan) -> None:
+    held: dict[bytes, Any] = {b"x": X, b"y": Y}
+    answers = {node: tuple(held[key] for key in keys) for node, keys in asked.items()}
+    assert prompt.settle_many(asked, answers) == (held, [])
+    answers["b"] = tuple(Z if key == b"x" else held[key] for key in asked["b"])
+    assert prompt.settle_many(asked, answers) == ({b"y": Y}, [b"x"])
+
+
+@given(st.sets(st.binary(min_size=1, max_size=4), min_size=1, max_size=12), st.data())
+def test_keys_that_a_node_did_not_answer_for_are_left_to_the_operations(keys: set[bytes], data: st.DataObject) -> None:
+    asked, _ = prompt.plan(Cluster(tuple("abcde")).context(), sorted(keys), 0.0)
+    told = {node: data.draw(st.integers(0, len(theirs))) for node, theirs in asked.items()}
+    answers = {node: (X,) * told[node] for node in asked if told[node]}
+    found, unsettled = prompt.settle_many(asked, answers)
+    unheard = {key for node, theirs in asked.items() for key in theirs[told[node] :]}
+    assert set(unsettled) == unheard
+    assert found == dict.fromkeys(keys - unheard, X)
+
+
+def test_of_no_keys_nothing_is_settled() -> None:
+    assert prompt.settle_many({}, {}) == ({}, [])
+
+
+# --- what an answer means ---------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_a_counted_hit_or_miss() -> None:
+    ctx = Cluster().context()
+    counters = ctx.shared.counters
+    data, flags = ctx.options.codec.encode("there")
+    assert prompt.value(ctx, (True, v(1), data, flags, None), "default") == "there"
+    assert (counters.hits, counters.misses, counters.undecodable) == (1, 0, 0)
+    assert prompt.value(ctx, Z, "default") == "default"
+    assert (counters.hits, counters.misses, counters.undecodable) == (1, 1, 0)
+    assert prompt.value(ctx, (True, v(1), b"\xc1", flags, None), "default") == "default"
+    assert (counters.hits, counters.misses, counters.undecodable) == (1, 2, 1)

@@ -28,7 +28,8 @@ from dcache.agent.agent import Agent
 from dcache.cli import node as program
 from dcache.cli.node import Node, serve
 from dcache.cli.settings import NodeSettings
-from dcache.client.aio import AsyncClient, AsyncEngine
+from dcache.client.aio import AsyncClient
+from dcache.client.async_engine import AsyncEngine
 from dcache.client.session import Configuration, Session, View
 from dcache.membership import MemberTable
 from dcache.node.store import Store
