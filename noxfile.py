@@ -191,3 +191,12 @@ def simulate(session: nox.Session) -> None:
     session.run("python", "-m", "dcache.cli.sim", *seeds, *session.posargs)
     if not session.posargs:
         session.run("python", "-m", "tests.simulation.mutations", "--rare")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """dcache beside other caches and their clients on this machine; `-- --quick` takes 3 minutes, all of it 40."""
+    session.install("-e", ".[fast,cli]")
+    for rival in PROJECT["dependency-groups"]["bench"]:  # one by one: those that cannot be installed here are left out
+        session.install(rival, success_codes=range(256))
+    session.run("python", "-m", "tests.benchmarks.side_by_side", *session.posargs)

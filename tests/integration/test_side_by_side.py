@@ -1,0 +1,37 @@
+"""The side-by-side harness runs from beginning to end, with hardly any operations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.side_by_side.__main__ import main
+
+PYTHON_ECHO = "echo of blocking sockets in Python"
+FEW = ("--rounds", "2", "--seconds", "0.005", "--no-compiler", "--no-targets", "--seed", "1")
+ALONE = ("--servers", "dcache R=1", "--servers", "echo")
+
+
+def test_what_is_there_is_measured_and_what_is_not_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Threads, tasks and the echo; what lacks its server, or the compiler, is a line with the reason."""
+    jobs = (
+        "--only",
+        "get, 100 B, 1 thread",
+        "--only",
+        "set_many, 100 B, 50 tasks of asyncio",
+        "--only",
+        "1 connection",
+    )
+    main([*FEW, *ALONE, *jobs, "--json", str(tmp_path / "all.json"), "--markdown", str(tmp_path / "all.md")])
+    out = capsys.readouterr().out
+    assert "skipped: redis-py: redis-server: not wanted" in out
+    assert "skipped: dcache-node: no C compiler" in out
+    found = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
+    threads, tasks, node = found["races"]
+    assert set(threads["rounds"]) == {PYTHON_ECHO, "dcache R=1"}
+    assert set(tasks["rounds"]) == {"dcache R=1"}
+    assert not node["rounds"]
+    assert all(spent["operations"] % 50 == 0 for spent in tasks["rounds"]["dcache R=1"])
+    assert "| dcache R=1 | " in (tmp_path / "all.md").read_text(encoding="utf-8")
