@@ -52,7 +52,7 @@ def demo(front: Front, count: int) -> None:
     modules = largest(find_modules(library()), count)
     if not modules:
         raise click.UsageError(f"this Python has no sources of its standard library at {library()}")
-    with _ended_by_sigterm(), LocalCluster(NODES) as cluster, cluster.client(timeout=TIMEOUT) as client:
+    with ended_by_sigterm(), LocalCluster(NODES) as cluster, cluster.client(timeout=TIMEOUT) as client:
         client.wait_ready()
         say(front.console, f"{NODES} nodes run on this machine: {', '.join(cluster.addresses)}")
         runs = three_runs(front.console, cluster, Trial(client, modules))
@@ -60,7 +60,7 @@ def demo(front: Front, count: int) -> None:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the program as Ctrl-C does, so that no node outlives it."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from dcache.cli import changes, cluster, demo, keys, repairs
+from dcache.cli import bench, changes, cluster, demo, keys, repairs
 from dcache.cli.changes import NotPossible
 from dcache.cli.node import package_version
 from dcache.cli.output import Front
@@ -104,7 +104,7 @@ COMMANDS = (
     *(keys.get, keys.set_, keys.delete),
     *(cluster.ping, cluster.members, cluster.ring, cluster.stats),
     *(changes.leave, changes.forget, repairs.repair, repairs.verify),
-    demo.demo,
+    *(demo.demo, bench.bench),
 )
 
 for _command in COMMANDS:

@@ -122,7 +122,7 @@ class NodeSettings:
     ring_seed: int = _setting(seed, 0, "seed of the ring's hash; the same for all of a cluster", "N")
     zone: str = _setting(str, "", "failure zone; copies of a key are spread over zones", "ZONE")
     weight: float = _setting(weight, 1.0, "share of the keys, relative to the other nodes", "W")
-    memory_limit: int = _setting(size, 256 << 20, "for keys, values and 64 bytes per entry", "SIZE")
+    memory_limit: int = _setting(size, 256 << 20, "for keys, values and 256 bytes per entry", "SIZE")
     max_entries: int | None = _setting(count, None, "limit on the number of entries; default: none", "N")
     max_value: int = _setting(size, 1 << 20, "largest value", "SIZE")
     max_connections: int = _setting(count, 1024, "connections at a time", "N")

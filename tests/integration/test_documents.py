@@ -48,7 +48,17 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 CHAPTERS = sorted([README, *ROOT.glob("docs/*.md")])
 DOCUMENTS = sorted([*CHAPTERS, ROOT / "CHANGELOG.md", *ROOT.glob(".github/*.md")])
-EXPECTED = ("architecture.md", "protocol.md", "consistency.md", "operations.md", "patterns.md", "api.md", "testing.md")
+EXPECTED = (
+    "architecture.md",
+    "bench.md",
+    "protocol.md",
+    "consistency.md",
+    "operations.md",
+    "patterns.md",
+    "performance.md",
+    "api.md",
+    "testing.md",
+)
 
 DEMO = "python3 -m venv .venv && .venv/bin/pip install -q '.[cli]' && .venv/bin/dcache demo"
 CHECKS = "python3 -m venv .venv && .venv/bin/pip install -q nox==2026.10.20 && .venv/bin/nox"

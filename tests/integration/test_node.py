@@ -503,6 +503,11 @@ def test_the_clients_load_nothing_that_they_do_not_need() -> None:
     assert not {module for module in loaded if f"{module}.".startswith(rooms)}
 
 
+def test_a_program_of_threads_does_not_load_asyncio() -> None:
+    """It would be a seventh of the time that its imports take."""
+    assert not loaded_by("dcache; dcache.Client; dcache.cached") & {"asyncio", "ssl", "dcache.client.aio"}
+
+
 def test_every_public_name_is_there() -> None:
     for name in dcache.__all__:
         assert getattr(dcache, name) is not None
