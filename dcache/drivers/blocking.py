@@ -74,7 +74,7 @@ class BlockingDriver:
 
     def give(self, held: Held, connection: Connection) -> bool:
         """See `Pool.give`."""
-        pool = self.existing_pool(connection.node)
+        pool = self._pools.get(connection.node)
         return pool is not None and pool.give(held, connection)
 
     def forget(self, connection: Connection) -> None:
@@ -116,7 +116,7 @@ class BlockingDriver:
             answer = None if answers is None else agreed(answers)
             if answer is None:
                 return self._drive(operation(ctx, key, *args, first=nodes), leases, deadline, timeout, begun)
-            leases.end(patience)
+            leases.end_promptly(begun, since)
         except BaseException:
             leases.close()
             raise

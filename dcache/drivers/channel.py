@@ -99,11 +99,16 @@ class Channel:
 
     def request(self, call: Call, waiter: Waiter | None, now: float) -> None:
         """Queue a call; with no waiter its reply will be dropped."""
+        frame = self.frame(call, waiter, now)
+        (self._out if self.ready else self._held).append(frame)
+
+    def frame(self, call: Call, waiter: Waiter | None, now: float) -> bytes:
+        """As `request`, for who sends it at once and alone."""
         message_id = self._next_id
         self._next_id = message_id + 1 if message_id < 0xFFFFFFFF else HELLO_ID + 1
         frame = encode_request(message_id, call[1], call[2])
         self._waiting[message_id] = (call, waiter, now)
-        (self._out if self.ready else self._held).append(frame)
+        return frame
 
     def hand_over(self, call: Call, waiter: Waiter, to: Waiter) -> None:
         """What `waiter` waits for is from now on the answer to the equal `call` of another, who waits for it."""
@@ -133,7 +138,7 @@ class Channel:
         """Take in bytes.  `DcacheError` if the connection is of no use (any more): then `close` it."""
         decoder = self._decoder
         decoder.feed(data)
-        while (message := decoder.next()) is not None:
+        while decoder.partial and (message := decoder.next()) is not None:
             if message[0] == REPLY:
                 if self.ready:
                     self._reply(message)

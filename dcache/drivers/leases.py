@@ -137,9 +137,20 @@ class Leases:
                     channel.request(news, TableWaiter(self._books.topology), time.monotonic())
         connection.flush()
 
+    def end_promptly(self, begun: Sequence[Sent], now: float) -> None:
+        """As `end`, where all that was asked was answered."""
+        self.ask_for_news(now)
+        if not self._books.backoff.calm:
+            self.probe()
+        for one in begun:
+            connection = one.connection
+            connection.fresh, connection.used = False, now
+            if not self._driver.give(self._held, connection):
+                self._discard(connection)
+
     def end(self, grace: float) -> None:
         """The operation is done: see to what is to be done now and then, and `give_back` with that `grace`."""
-        self.ask_for_news()
+        self.ask_for_news(time.monotonic())
         self.probe()
         self.give_back(grace)
 
@@ -164,10 +175,10 @@ class Leases:
             self._books.failed(node, fault)
             self._discard(connection)
 
-    def ask_for_news(self) -> None:
+    def ask_for_news(self, now: float) -> None:
         """Now and then, have some node say whether the table has changed; its answer is read in passing."""
         topology = self._books.topology
-        if self._held and topology.table is not None and topology.due(time.monotonic()):
+        if self._held and topology.table is not None and topology.due(now):
             node = next(iter(self._held))
             self.send(Call(node, "exchange", (topology.table.digest,)), TableWaiter(topology))
 

@@ -28,6 +28,7 @@ all else is done with a flag that says not to wait, which not every system minds
 _NOW = socket.MSG_DONTWAIT if PROMPT else 0
 RECENT = 1.0
 """Seconds for which a connection that was of use is taken to be so still."""
+CLOSED = "the node closed the connection"
 _IN_PROGRESS = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, getattr(errno, "WSAEWOULDBLOCK", errno.EAGAIN)}
 
 
@@ -93,13 +94,17 @@ class Connection:
         if self._connecting:
             return
         frames = self.channel.take()
-        self.unsent = unsent = self.unsent + frames if self.unsent else frames
-        while unsent:
+        self.send(self.unsent + frames if self.unsent else frames)
+
+    def send(self, frames: bytes) -> None:
+        """Send these, all that is unsent, as far as that goes without waiting."""
+        self.unsent = frames
+        while frames:
             try:
-                sent = self.sock.send(unsent, _NOW)
+                sent = self.sock.send(frames, _NOW)
             except (BlockingIOError, InterruptedError):
                 return
-            self.unsent = unsent = unsent[sent:]
+            self.unsent = frames = frames[sent:]
 
     def readable(self) -> None:
         """Read what is there; `OSError` or `DcacheError` if the connection is of no more use."""
@@ -108,7 +113,9 @@ class Connection:
                 data = self.sock.recv(CHUNK, _NOW)
             except (BlockingIOError, InterruptedError):
                 return
-            self._take_in(data)
+            if not data:
+                raise ConnectionError(CLOSED)
+            self.channel.receive(data)
             if len(data) < CHUNK:
                 return
 
@@ -127,7 +134,9 @@ class Connection:
         if not seconds <= self._patience <= 1.25 * seconds + 0.002:
             self._be_patient(math.ceil(seconds * 1000))
         data = self.sock.recv(CHUNK)
-        self._take_in(data)
+        if not data:
+            raise ConnectionError(CLOSED)
+        self.channel.receive(data)
         return len(data)
 
     def lives(self) -> bool:
@@ -144,11 +153,6 @@ class Connection:
         timeout = struct.pack("@ll", milliseconds // 1000, milliseconds % 1000 * 1000)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         self._patience = milliseconds / 1000
-
-    def _take_in(self, data: bytes) -> None:
-        if not data:
-            raise ConnectionError("the node closed the connection")
-        self.channel.receive(data)
 
     def close(self) -> list[Unanswered]:
         """May be called again, and opened again."""
@@ -208,6 +212,8 @@ class Pool:
 
     def borrow(self, held: Held) -> Connection | None:
         """Put the connection that was used last into `held`, if it is idle."""
+        if not self._idle:
+            return None
         with self._lock:
             return self._take_idle(held) if self._idle else None
 

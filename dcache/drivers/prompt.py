@@ -73,9 +73,9 @@ def send(calls: Sequence[Call], connections: Sequence[Connection], since: float)
     """Make each call on its connection."""
     begun = [Sent(call, connection, since) for call, connection in zip(calls, connections, strict=True)]
     for one in begun:
-        one.connection.channel.request(one.call, one, since)
+        connection = one.connection
         try:
-            one.connection.flush()
+            connection.send(connection.channel.frame(one.call, one, since))
         except OSError as error:
             one.fault = error
     return begun
