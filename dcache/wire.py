@@ -24,6 +24,7 @@ PROTOCOL = 1
 
 DEFAULT_PORT = 7400
 REQUEST, REPLY, NOTIFICATION = 0, 1, 2
+_IDS = 1 << 32  # there are so many message ids
 
 
 class Code(enum.IntEnum):
@@ -141,6 +142,7 @@ class Decoder:
     def __init__(self, max_frame: int, max_batch: int, *, maps: bool = True) -> None:
         self._max_frame = max_frame
         self._fed = self._done = 0
+        self.partial = False  # whether a frame has begun and not ended; exact once `messages` has run dry
         self._unpacker = msgpack.Unpacker(
             use_list=False,
             raw=False,
@@ -156,17 +158,13 @@ class Decoder:
         )
         self._unpack, self._tell = self._unpacker.unpack, self._unpacker.tell
 
-    @property
-    def partial(self) -> bool:
-        """Whether a frame has begun and not ended.  Exact once `messages` has run dry."""
-        return self._fed != self._done
-
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         try:
             self._unpacker.feed(data)
         except (msgpack.BufferFull, ValueError) as error:
             raise ProtocolError(f"a frame is larger than {self._max_frame} bytes") from error
         self._fed += len(data)
+        self.partial = self._fed != self._done
 
     def widened(self, max_frame: int, max_batch: int) -> Decoder:
         """A decoder with other limits for the rest of this stream; only between two messages."""
@@ -180,7 +178,7 @@ class Decoder:
 
     def next(self) -> tuple[Any, ...] | None:
         """The next message, or None if none is complete by now."""
-        if self._fed == self._done:  # to ask the unpacker for what it has not costs an exception
+        if not self.partial:  # to ask the unpacker for what it has not costs an exception
             return None
         try:
             message = self._unpack()
@@ -194,6 +192,7 @@ class Decoder:
         if end - self._done > self._max_frame:
             self._check_size(end)
         self._done = end
+        self.partial = end != self._fed
         return check_message(message)
 
     def _check_size(self, end: int) -> None:
@@ -211,20 +210,17 @@ def check_message(message: Any) -> tuple[Any, ...]:
     if type(message) is tuple:
         if len(message) == 4:
             kind, message_id, third, last = message
+            numbered = type(message_id) is int and 0 <= message_id < _IDS
             if type(kind) is int:
-                if kind == REPLY and (message_id is None or _is_id(message_id)) and (third is None or _is_error(third)):
+                if kind == REQUEST and numbered and type(third) is str and type(last) is tuple:
                     return message
-                if kind == REQUEST and type(third) is str and type(last) is tuple and _is_id(message_id):
+                if kind == REPLY and (numbered or message_id is None) and (third is None or _is_error(third)):
                     return message
         elif len(message) == 3:
             kind, method, params = message
             if type(kind) is int and kind == NOTIFICATION and type(method) is str and type(params) is tuple:
                 return message
     raise ProtocolError("a message is neither request, reply nor notification")
-
-
-def _is_id(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 32
 
 
 def _is_error(error: object) -> bool:

@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         server, decoder = self._server, self._decoder
         now = server.now()
-        if server.stalled(now):
+        if now > server.stalled_at and server.stalled(now):
             return
         self._silent = False
         self._heard = now
@@ -85,11 +85,19 @@ class Connection(asyncio.Protocol):
             self._begun = now
         try:
             decoder.feed(data)
+            message = None if self._paused else decoder.next()  # what is paused waits for its turn
+            if message is None:
+                return
+            if decoder.partial or message[0] != REQUEST:
+                self._work(message)
+                return
+            # A request and nothing else, as mostly: it needs none of what keeps many at once in bounds.
+            reply = self._handle(message[1], message[2], message[3])
         except ProtocolError as error:
             self._reject(error)
             return
-        if not self._queued:
-            self._work()
+        server.requests += 1
+        self.transport.write(reply)
 
     def pause_writing(self) -> None:
         self._choked_at = self._server.now()
@@ -122,20 +130,24 @@ class Connection(asyncio.Protocol):
         if not self._server.stalled(self._server.now()):
             self._work()
 
-    def _work(self) -> None:
-        """Handle what has been read, but no more at once than is fair to the others."""
+    def _work(self, message: tuple[Any, ...] | None = None) -> None:
+        """Handle what has been read, `message` first, but no more at once than is fair to the others."""
         if self._choked_at is not None or self.transport.is_closing():
             return
         decoder, most = self._decoder, self._server.limits.max_in_flight
         out: list[bytes] = []
         size = handled = 0
         try:
-            while size <= HIGH_WATER and handled < most and (message := decoder.next()) is not None:
+            while size <= HIGH_WATER and handled < most:
+                message = message or decoder.next()
+                if message is None:
+                    break
                 handled += 1
                 if message[0] == REQUEST:
                     reply = self._handle(message[1], message[2], message[3])
                     out.append(reply)
                     size += len(reply)
+                message = None
         except ProtocolError as error:
             self.transport.write(b"".join(out))
             self._reject(error)
@@ -212,7 +224,7 @@ class Server:
         self.requests = self.refusals = self.rejected = self.stalls = 0
         self.loop: asyncio.AbstractEventLoop
         self._server: asyncio.Server | None = None
-        self._beat = now()
+        self._mark_time(now())
         self._beat_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         service.also_report(self._statistics)
@@ -221,7 +233,7 @@ class Server:
         """Listen; returns the port, which the system chooses where `port` is 0."""
         self.loop = asyncio.get_running_loop()
         self._server = await self.loop.create_server(lambda: Connection(self), host, port, backlog=1024)
-        self._beat = self.now()
+        self._mark_time(self.now())
         self._tick()
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
@@ -262,19 +274,22 @@ class Server:
 
     def stalled(self, now: float) -> bool:
         """Whether this process did not run for a while; if so, its clients' connections are closed now."""
-        if now - self._beat <= self.limits.stall + BEAT:
+        if now <= self.stalled_at:
             return False
         log.warning("stalled for %.1f s: closing all connections unread", now - self._beat)
-        self._beat = now
+        self._mark_time(now)
         self.stalls += 1
         for connection in list(self.connections):
             connection.transport.abort()
         return True
 
+    def _mark_time(self, now: float) -> None:
+        self._beat, self.stalled_at = now, now + self.limits.stall + BEAT
+
     def _tick(self) -> None:
         now = self.now()
         self.stalled(now)
-        self._beat = now
+        self._mark_time(now)
         for connection in list(self.connections):
             connection.check_time(now)
         self._beat_timer = self.loop.call_later(BEAT, self._tick)

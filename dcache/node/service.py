@@ -19,9 +19,9 @@ from dcache.node.comparison import Comparison
 from dcache.node.held import Entry
 from dcache.node.refusal import REFUSED, Refusal, as_refusal, refusal_to_wire, version_from_wire
 from dcache.node.scans import Scans
-from dcache.node.store import ANSWER_FRAME, Store
+from dcache.node.store import ANSWER_FRAME, NEWER, PROMISED, Store
 from dcache.record import Version, version_milliseconds
-from dcache.wire import PROTOCOL, Code, Limits, Status, check_key, pack, pack_array, storage_key
+from dcache.wire import PROTOCOL, Code, Limits, check_key, pack, pack_array, storage_key
 
 __all__ = ["Identity", "Refusal", "Service", "View", "refusal_to_wire"]
 
@@ -401,7 +401,7 @@ class Service:
         store = self.store
         self._check_value(value, flags, ttl)
         answer = store.set(full, self._stamped(moment, full, version), value, flags, ttl, moment[0])
-        if answer[0] is Status.NEWER:
+        if answer[0] is NEWER:
             answer = self._told_of_promises(full, version, answer)
         return store.all_complete or store.is_complete(full), *answer
 
@@ -414,7 +414,7 @@ class Service:
 
     def _delete(self, moment: Moment, full: bytes, version: bytes) -> tuple[Any, ...]:
         answer: tuple[Any, ...] = self.store.delete(full, self._stamped(moment, full, version), moment[0])
-        if answer[0] is Status.NEWER:
+        if answer[0] is NEWER:
             answer = self._told_of_promises(full, version, answer)
         return self.store.is_complete(full), *answer
 
@@ -425,7 +425,7 @@ class Service:
         """The answer to a set or delete that is refused.  It may take itself for overtaken only if nothing above it was
         promised here before: whoever was promised something had not seen it, and may have gone by what is older."""
         promised = self.store.promised(full)
-        return (Status.PROMISED, max(answer[1], promised), *answer[2:]) if promised > version else answer
+        return (PROMISED, max(answer[1], promised), *answer[2:]) if promised > version else answer
 
     def _check_value(self, value: bytes, flags: int, ttl: int | None) -> None:
         if type(value) is not bytes or type(flags) is not int or not 0 <= flags < 256:

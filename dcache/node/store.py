@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import attrs
-import mmh3
+from mmh3 import hash64
 
 from dcache.errors import ValueTooLarge
 from dcache.node import held as records
@@ -50,6 +50,7 @@ class Counters:
     expirations: int = 0
 
 
+STORED, NEWER, PROMISED = Status.STORED, Status.NEWER, Status.PROMISED  # by way of the class: 0.1 us in Python 3.11
 Answer = tuple[Status, Version]
 
 
@@ -183,7 +184,7 @@ class Store(Slots):
         known = None if held is None else version_of(held)
         if held is not None and version == known:
             self._shorten(key, held, ttl, now)
-            return Status.STORED, version
+            return STORED, version
         promise = self.promises.find(key, now)
         if known is None:
             known = self.floors[slot]  # not before: a promise that ends raises it
@@ -195,7 +196,7 @@ class Store(Slots):
         if version == known:
             return self._refuse(version)  # written before and forgotten since
         self._put(slot, key, held, version, value, flags, None if ttl is None else now + ttl)
-        return Status.STORED, version
+        return STORED, version
 
     def take_over(self, key: bytes, version: Version, value: bytes, flags: int, ttl: int | None, now: int) -> None:
         """Hold what others hold.  Where the slot is not complete its floor is no bar: all that raised it meanwhile, for
@@ -219,13 +220,13 @@ class Store(Slots):
         if held is not None:
             self._drop(slot, key, held)
         self.raise_floor(slot, version)
-        return Status.STORED, version, held is not None
+        return STORED, version, held is not None
 
     def accept(self, key: bytes, version: Version, value: bytes, flags: int, ttl: int | None, now: int) -> Answer:
         """As `set`, for a version that was promised: refused unless the promise still stands."""
         held, slot = self._live(key, now), self.slot_of(key)
         if held is not None and version_of(held) == version:
-            return Status.STORED, version
+            return STORED, version
         promise = self.promises.find(key, now)
         if promise is None or version not in promise.standing or version <= self._void[slot]:
             top = ZERO if promise is None else promise.top
@@ -234,7 +235,7 @@ class Store(Slots):
             return self._refuse(version_of(held))
         self.promises.redeemed(key, version)
         self._put(slot, key, held, version, value, flags, None if ttl is None else now + ttl)
-        return Status.STORED, version
+        return STORED, version
 
     def claim(self, key: bytes, version: Version, unreadable: Version, now: int) -> tuple[Entry | None, bool]:
         """Read `key` and, where it is absent and nothing newer may have been forgotten, promise `version`.
@@ -260,14 +261,14 @@ class Store(Slots):
         entry, slot = self.peek(key, now), self.slot_of(key)
         known = self.floors[slot] if entry is None else entry.version
         if not (self.all_complete or self.complete_bits[slot]):
-            return Status.STORED, known, entry
+            return STORED, known, entry
         if not self._may_promise(slot, key, ballot, known, now):
             return *self._refuse(max(known, self._void[slot])), None
         blocking = self.promises.ballot(key, ballot, now)
         if blocking is not None:
             return *self._refuse(blocking), None
         self._promise(slot, ballot)
-        return Status.STORED, self.floors[slot] if entry is None else entry.version, entry
+        return STORED, self.floors[slot] if entry is None else entry.version, entry
 
     def clear(self, prefix: bytes, version: Version, now: int) -> None:
         """Forget every key that starts with `prefix` (a namespace and its NUL) and raise every floor to `version`.
@@ -379,11 +380,11 @@ class Store(Slots):
         if promise is None:
             return self._refuse(known) if version < known else None
         top = max(known, promise.top)
-        return (Status.PROMISED, self._refuse(top)[1]) if version < top else None
+        return (PROMISED, self._refuse(top)[1]) if version < top else None
 
     def _refuse(self, version: Version) -> Answer:
         self.counters.refused += 1
-        return Status.NEWER, version
+        return NEWER, version
 
     def _shorten(self, key: bytes, held: bytes, ttl: int | None, now: int) -> None:
         """Of two copies of one version the shorter remaining life stands."""
@@ -412,7 +413,7 @@ class Store(Slots):
             self.newest = version
         if deadline is not None:
             self._wheel.add(key, deadline)
-        self._digests[slot] ^= _fingerprint(key, version)
+        self._digests[slot] ^= hash64(key + version, signed=False)[0]
         if old is None and self.arrived is not None:
             self.arrived(slot, key)
 
@@ -428,7 +429,7 @@ class Store(Slots):
         self.used -= len(key) + value_size(held) + self.overhead
         if not held[0]:
             self._wheel.discard(key, ends_at(held))
-        self._digests[slot] ^= _fingerprint(key, version_of(held))
+        self._digests[slot] ^= hash64(key + version_of(held), signed=False)[0]
 
 
 def _fitting(found: Sequence[bytes | None], room: int) -> int:
@@ -441,5 +442,5 @@ def _fitting(found: Sequence[bytes | None], room: int) -> int:
 
 
 def _fingerprint(key: bytes, version: bytes) -> int:
-    fingerprint: int = mmh3.hash64(key + version, signed=False)[0]
+    fingerprint: int = hash64(key + version, signed=False)[0]
     return fingerprint

@@ -397,9 +397,9 @@ def without_collapsing(put: Put) -> None:
     async def alone(flights: Any, key: bytes, work: Any) -> Any:
         return await work(), True
 
-    from dcache.client import aio
+    from dcache.client import async_engine
 
-    put(aio, "run_async", alone)
+    put(async_engine, "run_async", alone)
 
 
 # -- as a program ------------------------------------------------------------------------------------------------------
