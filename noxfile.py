@@ -82,10 +82,10 @@ def lowest_requirements() -> list[str]:
     return [re.sub(r">=\s*", "==", line, count=1) for line in lines]
 
 
-def install_for_tests(session: nox.Session, *more: str) -> None:
-    """Install the package with every run-time extra, and what the tests need."""
+def install_for_tests(session: nox.Session, *more: str, extras: str = "fast,cli,zstd") -> None:
+    """Install the package with its run-time extras, and what the tests need."""
     tools = pinned("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "coverage")
-    session.install("-e", ".[fast,cli,zstd]", *tools, *more)
+    session.install("-e", f".[{extras}]", *tools, *more)
 
 
 def pytest(session: nox.Session, *arguments: str, program: tuple[str, ...] = ("python",)) -> None:
@@ -114,7 +114,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test on one Python; what decides and does no I/O must be covered."""
-    install_for_tests(session)
+    install_for_tests(session, extras="fast,cli,zstd,plot")
     pytest(session, "-n", "2", "-m", "not timing", *IN_MEMORY)
     pytest(session, *(f"--ignore={path}" for path in IN_MEMORY))
     pytest(session, "-m", "timing", *IN_MEMORY)

@@ -77,16 +77,25 @@ class VersionClock:
         """A version of now, above all that this clock stamped before."""
         now = self._wall()
         with self._lock:
-            if now < self._last - SET_BACK:
-                self._writer = self._new_other()
-                self._last = now - 1
-            if now > self._last:
-                self._last, self._counter = now, 0
-            elif self._counter < COUNTER_MAX:
-                self._counter += 1
-            else:
-                self._last, self._counter = self._last + 1, 0
-            return make_version(self._last, self._counter, self._writer)
+            return self._next(now)
+
+    def stamps(self, n: int) -> list[Version]:
+        """`n` versions of now, each as of `stamp`."""
+        now = self._wall()
+        with self._lock:
+            return [self._next(now) for _ in range(n)]
+
+    def _next(self, now: int) -> Version:
+        if now < self._last - SET_BACK:
+            self._writer = self._new_other()
+            self._last = now - 1
+        if now > self._last:
+            self._last, self._counter = now, 0
+        elif self._counter < COUNTER_MAX:
+            self._counter += 1
+        else:
+            self._last, self._counter = self._last + 1, 0
+        return make_version(self._last, self._counter, self._writer)
 
     def above(self, version: bytes) -> Version:
         """A version just above `version`, without taking over the other writer's clock.

@@ -123,7 +123,7 @@ class AsyncEngine:
         if bound is None or ctx is None:
             return await self.run(view, batch.get_many, keys)
         deadline = bound.driver.loop.time() + view.options.timeout
-        raws = {key: ctx.key(key) for key in keys}
+        raws = ctx.keys(keys)
         asked = bound.prompt.ask_many(ctx, list(dict.fromkeys(raws.values())))
         answers: dict[bytes, prompt.Answer] = {}
         for many in asked:

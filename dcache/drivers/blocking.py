@@ -132,7 +132,7 @@ class BlockingDriver:
         keys: Sequence[K],
     ) -> dict[K, Any]:
         """As `read`, for many keys: only for those that are not to be had promptly the operation is run."""
-        raws = {key: ctx.key(key) for key in keys}
+        raws = ctx.keys(keys)
         deadline, patience = since + timeout, timeout * PATIENCE
         leases = Leases(self, self._books, deadline)
         try:

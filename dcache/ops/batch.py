@@ -7,7 +7,7 @@ for the first few keys only, when the reply would grow too large; the rest is as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from dcache.ops import linearizable
 from dcache.ops.context import DEFAULT, Context, K, Key, TtlOrDefault
 from dcache.ops.effects import Call, Link, Op, Reply, Round
 from dcache.ops.prompt import Answer, Plan
-from dcache.ops.quorum import HELD, ReadRound, Verdict, WriteRound, write_error
+from dcache.ops.quorum import HELD, ReadRound, Verdict, WriteRound, stored, write_error
 from dcache.ops.read import Missed, check_in_time, decoded, read_record, read_round, settled
 from dcache.ops.write import attempt, next_version
 from dcache.record import Record, Version
@@ -40,21 +40,33 @@ ITEM_OVERHEAD = 64  # bytes of a batch item on the wire beside key and value, ge
 
 @attrs.define(eq=False)
 class Part:
-    """One key's share in a batch: its own round, and for any node the item to send there."""
+    """The share in a batch of one key, or of several that fare alike: one round, and the items to send to any node.
+
+    `size` is how many bytes all their keys and values have.
+    """
 
     round: Round
-    item: tuple[Any, ...]
+    keys: Sequence[bytes]
+    items: Sequence[tuple[Any, ...]]
     size: int
+
+    def apart(self) -> list[Part]:
+        """A part for each key, whose round goes on from where the common one is."""
+        size = self.size // len(self.keys)
+        return [Part(self.round.twin(), (key,), (item,), size) for key, item in zip(self.keys, self.items, strict=True)]
 
 
 class BatchRound(Round):
-    """Runs the rounds of many keys as one: `method` takes a list of items and returns a list of answers."""
+    """Runs the rounds of many keys as one: `method` takes a list of items and returns a list of answers.
+
+    A part of several keys is taken apart when they cease to fare alike, so `parts` may be others in the end.
+    """
 
     def __init__(self, ctx: Context, method: str, parts: Sequence[Part]) -> None:
         super().__init__(())
         self._ctx, self._method, self._limits = ctx, method, ctx.shared.limits
         self._parts_of: dict[int, Sequence[tuple[Part, Call]]] = {}  # by the identity of the batch's call
-        self._open = list(parts)
+        self.parts = self._open = list(parts)
         self._heard = True  # whether something came since it was last seen which parts are open
 
     def begin(self) -> Sequence[Call]:
@@ -72,15 +84,42 @@ class BatchRound(Round):
         self._heard = True
         self.pending.remove(call)
         self.replies.append(Reply(call.node, result, link))
-        parts = self._parts_of.pop(id(call))
+        parts, answers = self._one_answer_each(self._parts_of.pop(id(call)), result)
         more = [
             (part, another)
-            for (part, single), answer in zip(parts, result, strict=False)
-            for another in self._item_replied(part, single, answer, link)
+            for (part, single), answer in zip(parts, answers, strict=False)
+            for another in self._part_replied(part, single, answer, link)
         ]
-        return self._bundle((*more, *parts[len(result) :]))
+        return self._bundle((*more, *parts[len(answers) :]))
 
-    def _item_replied(self, part: Part, single: Call, answer: Any, link: Link) -> Sequence[Call]:
+    def _one_answer_each(
+        self, parts: Sequence[tuple[Part, Call]], result: Sequence[Any]
+    ) -> tuple[Sequence[tuple[Part, Call]], Sequence[Any]]:
+        """The parts, taken apart where the answers to their items do not mean the same, and an answer to each; fewer
+        answers if there are fewer."""
+        found: list[tuple[Part, Call]] = []
+        answers: list[Any] = []
+        at = 0
+        for part, single in parts:
+            some = result[at : at + len(part.items)]
+            at += len(part.items)
+            if len(part.items) == 1 or (len(some) == len(part.items) and all(map(stored, some))):
+                found.append((part, single))
+                answers.extend(some[:1])
+            else:
+                found.extend((one, single) for one in self._take_apart(part))
+                answers.extend(some)
+        return found, answers
+
+    def _take_apart(self, part: Part) -> list[Part]:
+        made = part.apart()
+        self.parts = [one for old in self.parts for one in (made if old is part else (old,))]
+        self._open = [one for old in self._open for one in (made if old is part else (old,))]
+        for call, sent in self._parts_of.items():
+            self._parts_of[call] = [(one, single) for old, single in sent for one in (made if old is part else (old,))]
+        return made
+
+    def _part_replied(self, part: Part, single: Call, answer: Any, link: Link) -> Sequence[Call]:
         if type(answer) is tuple and len(answer) == 3 and type(answer[0]) is int:  # this item was refused
             return part.round.failed(single, NodeError(*answer), sent=True)
         return part.round.replied(single, answer, link)
@@ -118,21 +157,27 @@ class BatchRound(Round):
         made = []
         for node, parts in by_node.items():
             for some in cut(parts, [part.size for part, _ in parts], self._limits):
-                call = self._ctx.call(node, self._method, [part.item for part, _ in some])
+                call = self._ctx.call(node, self._method, [item for part, _ in some for item in part.items])
                 self._parts_of[id(call)] = some
                 made.append(call)
         self.pending.extend(made)
         return made
 
 
+def fit(sizes: Collection[int], limits: Limits) -> bool:
+    """Whether items whose keys and values have so many bytes are to go in one frame."""
+    return len(sizes) <= limits.max_batch and sum(sizes) + ITEM_OVERHEAD * len(sizes) <= limits.frame_room // 2
+
+
 def cut(items: Sequence[T], sizes: Sequence[int], limits: Limits) -> Iterator[Sequence[T]]:
-    """Pieces that each fit a frame, of items that take so many bytes each."""
-    most, room = limits.max_batch, limits.frame_room // 2
-    if len(items) <= most and sum(sizes) <= room:
+    """Pieces that each fit a frame, of items whose keys and values have so many bytes."""
+    if fit(sizes, limits):
         yield items
         return
+    most, room = limits.max_batch, limits.frame_room // 2
     start = size = 0
-    for at, more in enumerate(sizes):
+    for at, bare in enumerate(sizes):
+        more = bare + ITEM_OVERHEAD
         if at > start and (at - start >= most or size + more > room):
             yield items[start:at]
             start, size = at, 0
@@ -145,7 +190,7 @@ def get_many(ctx: Context, keys: Iterable[K], first: Plan | None = None) -> Op[d
 
     `first` says who was asked about what before this began, by a read that was to be prompt.
     """
-    raws = {key: ctx.key(key) for key in keys}
+    raws = ctx.keys(keys)
     records = yield from read_records(ctx, tuple(dict.fromkeys(raws.values())), first)
     found: dict[K, Any] = {}
     for key, raw in raws.items():
@@ -166,7 +211,7 @@ def requests(ctx: Context, asked: Plan) -> list[Call]:
     return [
         ctx.call(node, "get_many", [*zip(piece, strict=True)])
         for node, keys in asked.items()
-        for piece in cut(keys, [len(key) + ITEM_OVERHEAD for key in keys], ctx.shared.limits)
+        for piece in cut(keys, [*map(len, keys)], ctx.shared.limits)
     ]
 
 
@@ -210,7 +255,7 @@ def read_records(ctx: Context, keys: Sequence[bytes], first: Plan | None = None)
     for node, theirs in (first or {}).items():
         for key in theirs:
             asked.setdefault(key, []).append(node)
-    parts = {key: Part(_read_round(ctx, key, asked.get(key, ())), (key,), len(key) + ITEM_OVERHEAD) for key in keys}
+    parts = {key: _asking(key, _read_round(ctx, key, asked.get(key, ()))) for key in keys}
     yield BatchRound(ctx, "get_many", list(parts.values()))
     found: dict[bytes, Record] = {}
     unsettled: dict[bytes, Verdict] = {}
@@ -226,6 +271,10 @@ def read_records(ctx: Context, keys: Sequence[bytes], first: Plan | None = None)
     if unsettled:
         found.update((yield from _write_back(ctx, unsettled)))
     return found
+
+
+def _asking(key: bytes, round_: Round) -> Part:
+    return Part(round_, (key,), ((key,),), len(key))
 
 
 def _read_round(ctx: Context, key: bytes, first: Sequence[str]) -> ReadRound:
@@ -260,31 +309,36 @@ def _copy_part(ctx: Context, key: bytes, verdict: Verdict) -> Part:
     spares = [Call(node, "copy", ()) for node in ctx.owners(key) if node not in asked]
     round_ = WriteRound(calls, ctx.quorums(key).hold, spares=spares, already=verdict.holders)
     item = (key, record.version, record.value, record.flags, record.ttl)
-    return Part(round_, item, len(key) + len(record.value) + ITEM_OVERHEAD)
+    return Part(round_, (key,), (item,), _item_size(key, (record.value,)))
 
 
-Versioned = Callable[[Version], tuple[Any, ...]]  # a batch item for the version it is written with
+Writes = Mapping[bytes, tuple[Any, ...]]
+"""For every key what follows its version in the batch item that writes it: of a set the value, flags and life."""
 
 
-def write_many(ctx: Context, method: str, items: Mapping[bytes, Versioned], size: Mapping[bytes, int]) -> Op[_Written]:
+def _item_size(key: bytes, what: tuple[Any, ...]) -> int:
+    return len(key) + len(what[0]) if what else len(key)
+
+
+def write_many(ctx: Context, method: str, writes: Writes) -> Op[_Written]:
     """As `write.write`, for every key: the last round of each, and the error of each that failed."""
     making = _write_linearizably if ctx.options.linearizable else _write_stamped
-    rounds, errors = yield from making(ctx, method, items, size)
-    for key, made in rounds.items():
-        if not made[-1].enough():
-            errors[key] = write_error(method, made)
-    return _Written({key: made[-1] for key, made in rounds.items()}, errors)
+    rounds, errors = yield from making(ctx, method, writes)
+    last = {key: made[-1] for key, made in rounds.items()}
+    lost = {round_ for round_ in {*last.values()} if not round_.enough()}
+    for key in rounds if lost else ():
+        if last[key] in lost:
+            errors[key] = write_error(method, rounds[key])
+    return _Written(last, errors)
 
 
 _Made = tuple[dict[bytes, list[WriteRound]], dict[bytes, DcacheError]]
 """The rounds that wrote each key, and the errors of those for which there was none."""
 
 
-def _write_linearizably(
-    ctx: Context, method: str, items: Mapping[bytes, Versioned], size: Mapping[bytes, int]
-) -> Op[_Made]:
+def _write_linearizably(ctx: Context, method: str, writes: Writes) -> Op[_Made]:
     """As `linearizable.write`; a key that promises kept out is settled alone."""
-    asked = {key: Part(linearizable.top_round(ctx, key), (key,), len(key) + ITEM_OVERHEAD) for key in items}
+    asked = {key: _asking(key, linearizable.top_round(ctx, key)) for key in writes}
     yield BatchRound(ctx, "top_many", list(asked.values()))
     versions: dict[bytes, Version] = {}
     errors: dict[bytes, DcacheError] = {}
@@ -296,9 +350,10 @@ def _write_linearizably(
             errors[key] = linearizable.top_error(method, part.round)
     parts = {
         key: Part(
-            linearizable.write_round(ctx, key, [Call(node, "", ()) for node in ctx.owners(key)]),
-            items[key](version),
-            len(key) + size[key] + ITEM_OVERHEAD,
+            linearizable.write_round(ctx, key, _singles(tuple(ctx.owners(key)))),
+            (key,),
+            ((key, version, *writes[key]),),
+            _item_size(key, writes[key]),
         )
         for key, version in versions.items()
     }
@@ -306,27 +361,27 @@ def _write_linearizably(
         yield BatchRound(ctx, method, list(parts.values()))
     rounds: dict[bytes, list[WriteRound]] = {}
     for key, part in parts.items():
-        single = _single(ctx, method, items[key])
+        single = _single(ctx, method, key, writes[key])
         _, rounds[key] = yield from linearizable.settle(ctx, key, versions[key], _written(part), single)
     return rounds, errors
 
 
-def _single(ctx: Context, method: str, item: Versioned) -> linearizable.Caller:
-    return lambda node, version: ctx.call(node, method.removesuffix("_many"), *item(version))
+def _single(ctx: Context, method: str, key: bytes, what: tuple[Any, ...]) -> linearizable.Caller:
+    return lambda node, version: ctx.call(node, method.removesuffix("_many"), key, version, *what)
 
 
-def _write_stamped(ctx: Context, method: str, items: Mapping[bytes, Versioned], size: Mapping[bytes, int]) -> Op[_Made]:
-    rounds: dict[bytes, list[WriteRound]] = {key: [] for key in items}
-    versions: dict[bytes, Version] = {key: ctx.shared.clock.stamp() for key in items}
+def _write_stamped(ctx: Context, method: str, writes: Writes) -> Op[_Made]:
+    rounds: dict[bytes, list[WriteRound]] = {key: [] for key in writes}
+    versions = dict(zip(writes, ctx.shared.clock.stamps(len(writes)), strict=True))
     while versions:
-        parts = {
-            key: _write_part(ctx, key, items[key](version), size[key], rounds[key]) for key, version in versions.items()
-        }
-        yield BatchRound(ctx, method, list(parts.values()))
+        round_ = BatchRound(ctx, method, _write_parts(ctx, method, writes, versions, rounds))
+        yield round_
         versions = {}
-        for key, part in parts.items():
-            rounds[key].append(_written(part))
-            version = next_version(ctx, rounds[key])
+        for part in round_.parts:
+            made = _written(part)
+            for key in part.keys:
+                rounds[key].append(made)
+            version = next_version(ctx, rounds[key])  # where several keys are still together nothing was in the way
             if version is not None:
                 versions[key] = version
     return rounds, {}
@@ -338,9 +393,29 @@ class _Written:
     errors: dict[bytes, DcacheError]
 
 
-def _write_part(ctx: Context, key: bytes, item: tuple[Any, ...], size: int, before: Sequence[WriteRound]) -> Part:
-    calls, spares = _singles(tuple(ctx.writers(key))), _singles(tuple(ctx.stand_ins(key)))
-    return Part(attempt(ctx.quorums(key), calls, before, spares), item, len(key) + size + ITEM_OVERHEAD)
+def _write_parts(
+    ctx: Context,
+    method: str,
+    writes: Writes,
+    versions: Mapping[bytes, Version],
+    before: Mapping[bytes, Sequence[WriteRound]],
+) -> list[Part]:
+    """The parts of a batch of writes with these versions; keys that are set for the first time, at the same nodes, have
+    one together, if all go in one frame.  (Deletes are answered with more than that they were made.)"""
+    sizes = {key: _item_size(key, writes[key]) for key in versions}
+    together = method == "set_many" and fit(sizes.values(), ctx.shared.limits)
+    groups: dict[Any, list[bytes]] = {}
+    for key in versions:
+        where = frozenset(ctx.writers(key)), tuple(ctx.stand_ins(key)), ctx.quorums(key)
+        groups.setdefault(where if together and not before[key] else key, []).append(key)
+    parts = []
+    for keys in groups.values():
+        key = keys[0]
+        calls, spares = _singles(tuple(ctx.writers(key))), _singles(tuple(ctx.stand_ins(key)))
+        round_ = attempt(ctx.quorums(key), calls, before[key], spares)
+        items = [(key, versions[key], *writes[key]) for key in keys]
+        parts.append(Part(round_, keys, items, sum(sizes[key] for key in keys)))
+    return parts
 
 
 @lru_cache(maxsize=1024)
@@ -358,37 +433,27 @@ def set_many(ctx: Context, mapping: Mapping[K, Any], ttl: TtlOrDefault = DEFAULT
     """Store every value; what went wrong, by key as given.  One key's trouble does not keep the others from being
     written."""
     life = ctx.ttl(ttl)
-    raws = {key: ctx.key(key) for key in mapping}
+    raws, encode = ctx.keys(mapping), ctx.options.codec.encode
     errors: dict[K, DcacheError] = {}
-    items: dict[bytes, Versioned] = {}
-    sizes: dict[bytes, int] = {}
+    writes: dict[bytes, tuple[Any, ...]] = {}
     for key, value in mapping.items():
         try:
-            data, flags = ctx.options.codec.encode(value)
+            data, flags = encode(value)
         except (SerializationError, ValueTooLarge) as error:
             errors[key] = error
         else:
-            raw = raws[key]
-            sizes[raw], items[raw] = len(data), _set_item(raw, data, flags, life)
-    written = yield from write_many(ctx, "set_many", items, sizes)
-    errors.update({key: written.errors[raw] for key, raw in raws.items() if raw in written.errors})
+            writes[raws[key]] = data, flags, life
+    written = yield from write_many(ctx, "set_many", writes)
+    if written.errors:
+        errors.update({key: written.errors[raw] for key, raw in raws.items() if raw in written.errors})
     return errors
-
-
-def _set_item(key: bytes, data: bytes, flags: int, life: int | None) -> Versioned:
-    return lambda version: (key, version, data, flags, life)
-
-
-def _delete_item(key: bytes) -> Versioned:
-    return lambda version: (key, version)
 
 
 def delete_many(ctx: Context, keys: Iterable[Key]) -> Op[int]:
     """Forget every key; how many of them an owner held.  Raises the first error, after all have been tried; it is in
     doubt if any of them may be forgotten."""
-    raws = dict.fromkeys(ctx.key(key) for key in keys)
-    items = {raw: _delete_item(raw) for raw in raws}
-    written = yield from write_many(ctx, "delete_many", items, dict.fromkeys(raws, 0))
+    raws = dict.fromkeys(ctx.keys(keys).values())
+    written = yield from write_many(ctx, "delete_many", dict.fromkeys(raws, ()))
     if written.errors:
         raise _first_error(written)
     return sum(any(reply.result[3] for reply in round_.replies) for round_ in written.rounds.values())

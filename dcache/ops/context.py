@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -214,7 +215,7 @@ class Context:
     _down: frozenset[str] = attrs.field(init=False)
     _placements: dict[int, Placement] | None = attrs.field(init=False)  # by slot; None with one ring
     _ways: dict[Sequence[str], Ways] = attrs.field(init=False, factory=dict)  # by the nodes in order of preference
-    _any_way: Ways | None = attrs.field(init=False)  # where these are the same for all keys
+    any_way: Ways | None = attrs.field(init=False)  # the ways of every key, where they are the same for all
 
     def __attrs_post_init__(self) -> None:
         table, rings = self.table, self.table.rings
@@ -233,7 +234,7 @@ class Context:
             raise ValueError(f"{MAJORITIES}; keys have {max(copies)} owners")
         object.__setattr__(self, "_quorums", self._quorums_of([(frozenset(), copies[0])]))
         object.__setattr__(self, "raced", self.strict and self._quorums.reads.size < copies[0])
-        object.__setattr__(self, "_any_way", self._ways_of_all())
+        object.__setattr__(self, "any_way", self._ways_of_all())
 
     def _takes_majorities(self, n: int) -> bool:
         specs = self.options.read_quorum, self.options.write_quorum
@@ -280,6 +281,18 @@ class Context:
     def key(self, key: Key) -> bytes:
         return key_to_bytes(key, self.shared.limits)
 
+    def keys(self, keys: Iterable[K]) -> dict[K, bytes]:
+        """The bytes of each key, by the key as given."""
+        raws: dict[K, bytes] = {}
+        given: list[Any] = list(keys)
+        if {*map(type, given)} == {str}:  # all at once: whatever is unusual is looked at key by key
+            with suppress(UnicodeEncodeError):
+                raws = {key: key.encode() for key in given}
+            sizes = {*map(len, raws.values())}
+            if sizes and min(sizes) > 0 and max(sizes) <= self.shared.limits.max_key:
+                return raws
+        return {key: self.key(key) for key in given}
+
     def ttl(self, ttl: TtlOrDefault) -> int | None:
         return ttl_to_ms(ttl, self.options.default_ttl)
 
@@ -320,8 +333,8 @@ class Context:
 
         A node that is said to be down is in none of them.
         """
-        if self._any_way is not None:
-            return self._any_way
+        if self.any_way is not None:
+            return self.any_way
         ring = self.table.ring
         order = ring.slot_owners(self._slot(key), self._copies[0] if self.strict else len(ring))
         return self._ways.get(order) or self._find_ways(order)

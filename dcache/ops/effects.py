@@ -17,8 +17,9 @@ memory no longer knows what it answered.  So replies carry their link, and all c
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from copy import copy
 from math import inf
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from dcache.errors import ProtocolError
 
@@ -130,6 +131,13 @@ class Round:
     def over(self) -> bool:
         """Whether there is enough, or nothing left that could still bring it."""
         return self.missing() <= 0 or self.lacks(self.pending, self.spares) > 0
+
+    def twin(self) -> Self:
+        """Another round that goes on from where this one is."""
+        other = copy(self)
+        other.spares, other.replies = [*self.spares], [*self.replies]
+        other.failures, other.pending = [*self.failures], [*self.pending]
+        return other
 
     def _reinforce(self, promising: Sequence[Call], most: float = inf) -> Sequence[Call]:
         """Send the spares, `most` at most, that are of use beside the calls that are `promising`."""

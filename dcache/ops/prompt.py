@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, TypeGuard
 
 from dcache.errors import DecodingError
 from dcache.ops.context import Context
@@ -35,26 +35,29 @@ def targets(ctx: Context, key: bytes, now: float) -> tuple[str, ...] | None:
     return None
 
 
+def whole(answer: Any) -> TypeGuard[Answer]:
+    """Whether this is what a complete owner says about a key: what it holds, or that it holds nothing."""
+    if type(answer) is not tuple or not answer or answer[0] is not True:
+        return False
+    if len(answer) == HELD:
+        return type(answer[1]) is bytes and type(answer[2]) is bytes and type(answer[3]) is int
+    return len(answer) == ABSENT and type(answer[1]) is bytes
+
+
 def agreed(answers: Sequence[Any]) -> Answer | None:
     """The answer that complete owners gave alike, all that were asked: of what they hold, or that they hold nothing.
 
     None if they differ in any way, or one of them is no answer about a key.
     """
     first = answers[0]
-    if type(first) is not tuple or not first or first[0] is not True:
-        return None
-    size = len(first)
-    if size == HELD:
-        if type(first[1]) is not bytes or type(first[2]) is not bytes or type(first[3]) is not int:
-            return None
-    elif size != ABSENT or type(first[1]) is not bytes:
+    if not whole(first):
         return None
     for other in answers[1:]:
-        if type(other) is not tuple or len(other) != size or other[0] is not True:
+        if other == first:
+            continue
+        if not whole(other) or len(other) != len(first):
             return None
-        if size == HELD and other[1:4] != first[1:4]:
-            return None
-        if size == ABSENT and type(other[1]) is not bytes:
+        if len(first) == HELD and other[1:4] != first[1:4]:
             return None
     return first
 
@@ -65,20 +68,21 @@ Plan = dict[str, list[bytes]]
 
 def plan(ctx: Context, keys: Iterable[bytes], now: float) -> tuple[Plan, list[bytes]]:
     """Whom to ask about which of `keys`, all different, and those of them that are left to the operations."""
-    asked: Plan = {}
-    others: list[bytes] = []
+    by_way: dict[tuple[str, ...] | None, list[bytes]] = {}
     calm, turn, ways_of = ctx.shared.backoff.undisturbed(now), next(ctx.shared.turn), ctx.ways
-    for key in keys:
-        ways = ways_of(key)
-        way = ways[turn % len(ways)] if calm and ways else targets(ctx, key, now)
-        if way is None:
-            others.append(key)
-        else:
-            for node in way:
-                if node in asked:
-                    asked[node].append(key)
-                else:
-                    asked[node] = [key]
+    if calm and ctx.any_way:
+        by_way[ctx.any_way[turn % len(ctx.any_way)]] = list(keys)
+    else:
+        for key in keys:
+            ways = ways_of(key)
+            way = ways[turn % len(ways)] if calm and ways else targets(ctx, key, now)
+            by_way.setdefault(way, []).append(key)
+    others = by_way.pop(None, [])
+    asked: Plan = {}
+    for way, some in by_way.items():
+        for node in way or ():
+            if some:
+                asked.setdefault(node, []).extend(some)
     return asked, others
 
 
@@ -88,26 +92,29 @@ def settle_many(asked: Plan, answers: Mapping[str, Sequence[Any]]) -> tuple[dict
     `answers` are those of each node, in the order of its keys: for the first few of them only, if it likes, and none
     from a node that did not answer or whose connection broke.
     """
-    told = {node: chain(answers.get(node, ()), repeat(None)) for node in asked}
-    lists = list(asked.values())
-    of_keys: Iterable[tuple[bytes, Sequence[Any]]]
-    if all(keys == lists[0] for keys in lists):  # where one node is asked, or all nodes own all keys
-        of_keys = zip(lists[0], zip(*told.values(), strict=False), strict=False) if lists else ()
+    if not asked:
+        return {}, []
+    lists, told = list(asked.values()), [answers.get(node, ()) for node in asked]
+    keys, first = lists[0], told[0]
+    if any(theirs != keys for theirs in lists):
+        by_key = _by_key(lists, told)
+        found = {key: some[0] for key, some in by_key.items() if agreed(some)}
+        keys = list(by_key)
+    elif all(theirs == first for theirs in told):  # also where one node was asked
+        found = {key: answer for key, answer in zip(keys, first, strict=False) if whole(answer)}
     else:
-        by_key: dict[bytes, list[Any]] = {}
-        for node, keys in asked.items():
-            for key, answer in zip(keys, told[node], strict=False):
-                by_key.setdefault(key, []).append(answer)
-        of_keys = by_key.items()
-    found: dict[bytes, Answer] = {}
-    unsettled: list[bytes] = []
-    for key, some in of_keys:
-        answer = agreed(some)
-        if answer is None:
-            unsettled.append(key)
-        else:
-            found[key] = answer
-    return found, unsettled
+        each = zip(*told, strict=False)
+        found = {key: some[0] for key, some in zip(keys, each, strict=False) if agreed(some)}
+    return found, [] if len(found) == len(keys) else [key for key in keys if key not in found]
+
+
+def _by_key(lists: Sequence[Sequence[bytes]], told: Sequence[Sequence[Any]]) -> dict[bytes, list[Any]]:
+    """What those who were asked about a key said, with None for those who said nothing."""
+    found: dict[bytes, list[Any]] = {}
+    for keys, answers in zip(lists, told, strict=True):
+        for key, answer in zip(keys, chain(answers, repeat(None)), strict=False):
+            found.setdefault(key, []).append(answer)
+    return found
 
 
 def value(ctx: Context, answer: Answer, default: Any) -> Any:

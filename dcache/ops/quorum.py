@@ -297,6 +297,17 @@ _STORED = int(Status.STORED)  # a plain number: it is compared several times per
 NOBODY = Quorum(0)
 
 
+def stored(answer: Any) -> bool:
+    """Whether this is how a complete owner answers a set that it stored.  Such answers mean the same for every key."""
+    return (
+        type(answer) is tuple
+        and len(answer) == 3
+        and answer[0] is True
+        and answer[1] == _STORED
+        and type(answer[2]) is bytes
+    )
+
+
 class WriteRound(QuorumRound):
     """A write to several owners until those `needed` have acknowledged it, beside `already` that hold it.
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dcache.errors import DeadlineExceeded, QuorumError, SerializationError, ValueTooLarge
 from dcache.ops import batch, mutate, read, write
 from dcache.ops.context import Key
 from dcache.ops.effects import Call
+from dcache.ops.quorum import Quorum, WriteRound
 from dcache.wire import MESSAGES, Code, Limits, Status
-from tests.unit.ops_kit import Cluster, Hand, Node, drive, full, v
+from tests.unit.ops_kit import Cluster, FakeLink, Hand, Node, drive, full, v
 
 KEYS = ("k", "l", "m")
 FIVE = "abcde"
@@ -406,3 +409,96 @@ def test_lifetimes_hold_for_all_items(cluster: Cluster) -> None:
     assert drive(read.ttl(ctx, "l"), cluster) == pytest.approx(5)
     cluster.time.advance(5000)
     assert drive(batch.get_many(ctx, ["k", "l"]), cluster) == {}
+
+
+# -- keys that fare alike share a round -------------------------------------------------------------------------------
+
+STORED = (True, int(Status.STORED), v(1))
+ANSWERS = [
+    STORED,
+    (True, int(Status.NEWER), v(9)),
+    (False, int(Status.STORED), v(1)),
+    (int(Code.OVERLOADED), MESSAGES[Code.OVERLOADED], None),
+    None,
+]
+"""Of an owner about one set; the last is none that makes sense."""
+
+
+class Told:
+    """A batch of writes that is told what befalls its calls, with one part for all keys or one for each."""
+
+    def __init__(self, together: bool) -> None:
+        self.round = batch.BatchRound(Cluster().context(), "set_many", self._parts(together))
+        self.link = FakeLink()
+        self.waiting = list(self.round.begin())
+
+    @staticmethod
+    def _parts(together: bool) -> list[batch.Part]:
+        def made(*keys: bytes) -> batch.Part:
+            calls, spares = [Call(node, "", ()) for node in "abc"], [Call(node, "", ()) for node in "de"]
+            round_ = WriteRound(calls, Quorum(2), spares=spares, hear=Quorum(2))
+            return batch.Part(round_, keys, [(key, v(1)) for key in keys], len(keys))
+
+        return [made(b"k", b"l", b"m")] if together else [made(key) for key in (b"k", b"l", b"m")]
+
+    def tell(self, node: str, answers: list[Any] | None) -> None:
+        """The node's oldest call is answered, as far as there are answers, or fails."""
+        call = next((call for call in self.waiting if call.node == node), None)
+        if call is None or self.round.over():
+            return
+        self.waiting.remove(call)
+        if answers is None:
+            self.waiting += self.round.failed(call, ConnectionError("broke"), sent=True)
+        else:
+            self.waiting += self.round.replied(call, tuple(answers[: len(items(call))]), self.link)
+
+    def late(self) -> None:
+        if not self.round.over():
+            self.waiting += self.round.late()
+
+    def state(self) -> tuple[Any, ...]:
+        """What is asked of whom, and how every key fares."""
+        asked = sorted((call.node, [item[0] for item in items(call)]) for call in self.waiting)
+        rounds = {key: part.round for part in self.round.parts for key in part.keys}
+        fares = {
+            key: (
+                [(reply.node, reply.result) for reply in round_.replies],
+                [(failure.node, failure.sent) for failure in round_.failures],
+                (round_.pending, round_.spares, round_.over(), round_.missing()),
+            )
+            for key, round_ in sorted(rounds.items())
+        }
+        return asked, fares, self.round.over()
+
+
+some_answers = st.lists(st.sampled_from([STORED, STORED, STORED, *ANSWERS]), min_size=1, max_size=3)
+told_things = st.tuples(st.sampled_from("abcde"), st.just([STORED] * 3) | some_answers | st.none()) | st.just(None)
+
+
+@given(st.lists(told_things, max_size=8))
+def test_keys_whose_writes_share_a_round_fare_as_each_would_alone(things: list[Any]) -> None:
+    together, alone = Told(together=True), Told(together=False)
+    assert len(together.round.parts) == 1
+    for thing in things:
+        for told in (together, alone):
+            if thing is None:
+                told.late()
+            else:
+                told.tell(*thing)
+        assert together.state() == alone.state()
+
+
+def test_what_is_stored_everywhere_is_counted_once_for_all_keys() -> None:
+    told = Told(together=True)
+    told.tell("a", [STORED] * 3)
+    told.tell("b", [STORED] * 3)
+    assert (len(told.round.parts), told.round.over()) == (1, True)
+
+
+def test_the_first_key_to_fare_otherwise_ends_what_is_shared() -> None:
+    told = Told(together=True)
+    told.tell("a", [STORED] * 3)
+    told.tell("b", [STORED, ANSWERS[1], STORED])
+    rounds = {part.keys: part.round for part in told.round.parts}
+    assert [round_.over() for round_ in rounds.values()] == [True, False, True]
+    assert [len(round_.live()) for round_ in rounds.values()] == [2, 2, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -109,6 +110,18 @@ def test_an_empty_too_long_or_unencodable_key_is_invalid(key: str | bytes) -> No
 def test_a_key_of_another_type_is_a_type_error(key: Any) -> None:
     with pytest.raises(TypeError, match="a key is str or bytes, not"):
         key_to_bytes(key, LIMITS)
+
+
+@given(st.lists(st.text(max_size=3) | st.binary(max_size=3) | st.sampled_from(["é" * 513, "a" * 1024, "\ud800", 5])))
+def test_the_bytes_of_many_keys_are_those_of_each(keys: list[Any]) -> None:
+    ctx = Cluster(limits=Limits()).context()
+    try:
+        each = {key: ctx.key(key) for key in keys}
+    except (InvalidKey, TypeError) as error:
+        with pytest.raises(type(error), match=re.escape(str(error))):
+            ctx.keys(keys)
+    else:
+        assert ctx.keys(iter(keys)) == each
 
 
 def test_a_subclass_is_the_key_that_its_characters_are() -> None:

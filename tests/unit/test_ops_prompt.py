@@ -185,6 +185,22 @@ def test_keys_that_a_node_did_not_answer_for_are_left_to_the_operations(keys: se
     assert found == dict.fromkeys(keys - unheard, X)
 
 
+answers_about = held | absent | st.sampled_from([None, (), (5, "refused", None), (1, v(1), b"x", 0, None)])
+
+
+@given(
+    st.integers(1, 3), st.lists(st.lists(answers_about, min_size=3, max_size=3), min_size=1, max_size=6), st.booleans()
+)
+def test_many_keys_are_settled_as_each_would_be(nodes: int, each: list[list[Any]], alike: bool) -> None:
+    each = [[answers[0]] * nodes if alike else answers[:nodes] for answers in each]
+    keys = [b"%d" % n for n in range(len(each))]
+    told = {name: tuple(answers[n] for answers in each) for n, name in enumerate("abc"[:nodes])}
+    wanted = {key: prompt.agreed(answers) for key, answers in zip(keys, each, strict=True)}
+    found, unsettled = prompt.settle_many({name: list(keys) for name in told}, told)
+    assert found == {key: answer for key, answer in wanted.items() if answer is not None}
+    assert unsettled == [key for key, answer in wanted.items() if answer is None]
+
+
 def test_of_no_keys_nothing_is_settled() -> None:
     assert prompt.settle_many({}, {}) == ({}, [])
 

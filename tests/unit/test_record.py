@@ -71,6 +71,12 @@ def test_stamps_only_grow_whatever_the_wall_clock_does(walls: list[int]) -> None
     assert all(version_milliseconds(stamp) >= wall for stamp, wall in zip(stamps, walls, strict=True))
 
 
+def test_stamps_made_together_are_those_made_one_by_one() -> None:
+    one, other = clock_at(NOW, writer=7), clock_at(NOW, writer=7)
+    together = [one.stamp(), *one.stamps(70_000), one.stamp()]
+    assert together == [other.stamp() for _ in range(70_002)]
+
+
 def test_a_wall_clock_that_goes_back_is_waited_for() -> None:
     """Until it has caught up, stamps stay in the millisecond that was reached before."""
     times = iter([NOW, NOW - SET_BACK, NOW - 1, NOW, NOW + 1])
