@@ -212,11 +212,19 @@ class AsyncEngine:
         store_if: StoreIf,
         claimer: Claimer | None,
     ) -> Any:
-        """Compute a value that was not there, together with all others who want it now."""
-        steps = loading(view, key, ttl, store_if, claimer)
-        work = partial(self.drive, view, steps, factory)
-        loaded, led = await run_async(self.flights, view.flight_key(key), work)
-        return own_copy(view, loaded, led)
+        """Compute a value that was not there, together with all others who want it now.
+
+        What the one who was to compute it found after all is not for who came later: it may have been changed before.
+        """
+        while True:
+            steps = loading(view, key, ttl, store_if, claimer)
+            work = partial(self.drive, view, steps, factory)
+            loaded, led = await run_async(self.flights, view.flight_key(key), work)
+            if led or not loaded.found:
+                return own_copy(view, loaded, led)
+            found, claimer = await self.look(view, key)
+            if found is not None:
+                return found.value
 
     async def refresh(
         self, view: View, key: Key, factory: Callable[[], Awaitable[Any]], ttl: TtlOrDefault, store_if: StoreIf

@@ -133,11 +133,19 @@ class Engine:
         store_if: StoreIf,
         claimer: Claimer | None,
     ) -> Any:
-        """Compute a value that was not there, together with all others who want it now."""
-        steps = loading(view, key, ttl, store_if, claimer)
-        work = partial(self.drive, view, steps, factory)
-        loaded, led = run_sync(self.flights, view.flight_key(key), work)
-        return own_copy(view, loaded, led)
+        """Compute a value that was not there, together with all others who want it now.
+
+        What the one who was to compute it found after all is not for who came later: it may have been changed before.
+        """
+        while True:
+            steps = loading(view, key, ttl, store_if, claimer)
+            work = partial(self.drive, view, steps, factory)
+            loaded, led = run_sync(self.flights, view.flight_key(key), work)
+            if led or not loaded.found:
+                return own_copy(view, loaded, led)
+            found, claimer = self.look(view, key)
+            if found is not None:
+                return found.value
 
     def refresh(self, view: View, key: Key, factory: Callable[[], Any], ttl: TtlOrDefault, store_if: StoreIf) -> Any:
         """Compute a value whether or not it is there, and store it unless it is changed meanwhile."""

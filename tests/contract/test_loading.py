@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from dcache import SerializationError
+from dcache.client import async_engine, engine
+from dcache.client.loading import Loaded
+from dcache.testing import LocalCluster
 from dcache.testing.cluster import free_port
-from tests.fronts import UNHURRIED
+from tests.fronts import UNHURRIED, as_coroutine
 
 
 class Counting:
@@ -126,6 +129,28 @@ def test_of_callers_at_the_same_time_one_computes(front: Any, cache: Any) -> Non
     assert results == [[1, 2]] * 10
     assert len({id(result) for result in results}) == 10
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize("there", [None, "new"])
+def test_what_another_caller_found_may_be_older_than_the_call(
+    front: Any, cache: Any, dcache_cluster: LocalCluster, there: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was to compute it had asked before, found it after all, and it was changed since: look again."""
+    module, name = (async_engine, "run_async") if front.kind.is_async else (engine, "run_sync")
+    share, found = getattr(module, name), [Loaded("old", True, b"\xa3old", 2)]
+
+    def found_by_another(*about: Any) -> Any:
+        if not found:
+            return share(*about)
+        if there is not None:
+            with dcache_cluster.client(namespace=cache.options.namespace, **UNHURRIED) as other:
+                other.set("key", there)
+        result = found.pop(), False
+        return as_coroutine(lambda: result)() if front.kind.is_async else result
+
+    monkeypatch.setattr(module, name, found_by_another)
+    assert cache.get_or_set("key", lambda: "computed") == (there or "computed")
+    assert not found
 
 
 def test_without_a_cluster_values_are_computed_all_the_same(front: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ REGRESSIONS: tuple[tuple[str, int, str], ...] = (
     ("changes", 101633, "the same"),
     ("changes", 100360, "half of a cluster waited for ever for the half that had begun anew and grown"),
     ("changes", 100756, "a newcomer took its first node, of another cluster by then, for one that was there"),
+    ("linearizable", 111421, "a caller got what another had found before it was changed"),
     ("linearizable", 0, "a clock that was set right kept its client from writing"),
 )
 """Profile, seed, and what was wrong."""
