@@ -116,7 +116,7 @@ class BlockingDriver:
             answer = None if answers is None else agreed(answers)
             if answer is None:
                 return self._drive(operation(ctx, key, *args, first=nodes), leases, deadline, timeout, begun)
-            leases.end_promptly(begun, since)
+            leases.end_promptly(begun, since, patience)
         except BaseException:
             leases.close()
             raise

@@ -137,11 +137,13 @@ class Leases:
                     channel.request(news, TableWaiter(self._books.topology), time.monotonic())
         connection.flush()
 
-    def end_promptly(self, begun: Sequence[Sent], now: float) -> None:
-        """As `end`, where all that was asked was answered."""
+    def end_promptly(self, begun: Sequence[Sent], now: float, grace: float) -> None:
+        """As `end`, where all that was asked was answered.  In a calm time no other connections are held than those."""
         self.ask_for_news(now)
         if not self._books.backoff.calm:
             self.probe()
+            self.give_back(grace)
+            return
         for one in begun:
             connection = one.connection
             connection.fresh, connection.used = False, now

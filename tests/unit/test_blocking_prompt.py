@@ -298,6 +298,15 @@ def test_what_does_not_decode_is_a_miss(one: Nodes) -> None:
         assert client.session.counters.undecodable == 2
 
 
+def test_no_connection_stays_in_use_when_a_node_in_trouble_is_looked_at_in_passing(three: Nodes) -> None:
+    with three.client() as client:
+        for number in range(3):
+            client.session.shared.backoff.failed(three.nodes[2].name, "away", time.monotonic() - LONG)
+            assert client.get(f"key{number}") == f"key{number}"
+        assert three.asked("get") == [3, 3, 0]
+        assert [len(pool._in_use) for pool in client.engine.driver._pools.values()] == [0, 0, 0]
+
+
 # -- when it is not, the operation takes over -------------------------------------------------------------------------
 
 
