@@ -26,7 +26,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 TURN_PAUSE = 0.01
-_ABSENT = object()
 
 
 def _still_searching() -> NoNodesAvailable:
@@ -130,16 +129,8 @@ class AsyncEngine:
             await many.future
         for many in asked:
             answers.update(many.settled())
-        found: dict[K, Any] = {}
-        left: list[K] = []
-        for key, raw in raws.items():
-            answer = answers.get(raw)
-            if answer is None:
-                left.append(key)
-                continue
-            value = prompt.value(ctx, answer, _ABSENT)
-            if value is not _ABSENT:
-                found[key] = value
+        found = batch.values(ctx, raws, answers)
+        left = [key for key, raw in raws.items() if raw not in answers]
         if left:
             found.update(await self._run(view, deadline, None, batch.get_many, (left,), {}))
         return found
