@@ -25,9 +25,11 @@ import attrs
 from dcache.record import Version
 from dcache.wire import pack
 
+_ARRAY = b"\x95"
 _WITHOUT_END, _WITH_END = b"\x95\xc3\xc4\x0c", b"\x00\xc3\xc4\x0c"
 _VERSION_END = 16
 _DEADLINE = 9  # bytes: a lifetime may take eight of its own
+_CHEAP = 4096  # bytes: up to here to copy them once more takes less than to look at them in place
 _FLAGS = [pack(flags) for flags in range(256)]
 _LAST = [flags + b"\xc0" for flags in _FLAGS]
 _BIN8 = [pack(bytes(size))[:2] for size in range(256)]
@@ -46,11 +48,15 @@ def _long_head(size: int) -> bytes:
     return b"\xc5" + size.to_bytes(2, "big") if size < 1 << 16 else b"\xc6" + size.to_bytes(4, "big")
 
 
-def answer(held: bytes, now: int) -> bytes:
-    """The MessagePack of `(True, version, value, flags, ttl)`."""
+def answer(held: bytes, now: int) -> bytes | None:
+    """The MessagePack of `(True, version, value, flags, ttl)`; None once its life is over."""
     if held[0]:
         return held
-    return b"".join((_WITHOUT_END[:1], memoryview(held)[1:-_DEADLINE], pack(max(1, ends_at(held) - now))))
+    left = int.from_bytes(held[-_DEADLINE:], "big") - now
+    if left <= 0:
+        return None
+    rest = held[1:-_DEADLINE] if len(held) < _CHEAP else memoryview(held)[1:-_DEADLINE]
+    return b"".join((_ARRAY, rest, pack(left)))
 
 
 def shortened(held: bytes, deadline: int) -> bytes:

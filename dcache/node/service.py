@@ -200,7 +200,8 @@ class Service:
         The key needs no checking: one that is held was checked when it was written.  A namespace with a NUL would meet
         the keys of another one.
         """
-        if fingerprint != self.view.fingerprint or b"\0" in namespace:
+        # The NUL is looked for as a number: for b"\0" Python first makes an exception that says it is none.
+        if fingerprint != self.view.fingerprint or 0 in namespace:
             return None
         return self.store.answer(namespace + b"\0" + key, self._now)
 
@@ -301,7 +302,7 @@ class Service:
 
     def _get_many_at_hand(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> bytes | None:
         """As `_get_at_hand`; the misses are looked up one by one."""
-        if fingerprint != self.view.fingerprint or b"\0" in namespace:
+        if fingerprint != self.view.fingerprint or 0 in namespace:
             return None
         prefix, now = namespace + b"\0", self._now()
         keys = [prefix + key for (key,) in items]
@@ -385,7 +386,7 @@ class Service:
         return namespace + b"\0" + key
 
     def _prefix(self, namespace: bytes) -> bytes:
-        if type(namespace) is not bytes or len(namespace) > self.limits.max_namespace or b"\0" in namespace:
+        if type(namespace) is not bytes or len(namespace) > self.limits.max_namespace or 0 in namespace:
             raise InvalidKey("a namespace is binary, of limited length, and holds no NUL")
         return storage_key(namespace, b"")
 

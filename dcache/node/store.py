@@ -99,10 +99,9 @@ class Store(Slots):
         if held is None or self._hiding or not (self.all_complete or self.is_complete(key)):
             return None
         if not held[0]:  # it has a lifetime
-            now = clock()
-            if ends_at(held) <= now:
+            held = records.answer(held, clock())
+            if held is None:
                 return None
-            held = records.answer(held, now)
         self._entries.move_to_end(key)
         self.counters.hits += 1
         return held
@@ -119,10 +118,9 @@ class Store(Slots):
             if held is None:
                 continue
             if not held[0]:
-                if ends_at(held) <= now:
-                    found[at] = None
+                found[at] = held = records.answer(held, now)
+                if held is None:
                     continue
-                found[at] = records.answer(held, now)
             use(keys[at])
             hits += 1
         self.counters.hits += hits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,8 +47,12 @@ def test_what_has_a_lifetime_is_answered_with_what_remains_of_it(
     assert ends_at(held) == now + ttl
 
 
-def test_the_life_that_remains_is_never_told_as_nothing() -> None:
-    assert msgpack.unpackb(answer(hold(VERSION, b"", 0, 1_000), 1_000))[4] == 1
+@pytest.mark.parametrize("size", [0, 100, 5_000])
+def test_there_is_an_answer_until_the_life_of_a_record_is_over(size: int) -> None:
+    held = hold(VERSION, bytes(size), 3, 1_000)
+    assert answer(held, 999) == pack((True, VERSION, bytes(size), 3, 1))
+    assert answer(held, 1_000) is None
+    assert answer(held, 1_001) is None
 
 
 @given(versions, values, flags, st.none() | deadlines, deadlines)
