@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from dcache.codec import RAW
 from dcache.errors import (
     DcacheError,
     DecodingError,
@@ -240,8 +241,9 @@ def values(ctx: Context, raws: Mapping[K, bytes], answers: Mapping[bytes, Answer
             continue
         answered += 1
         if len(answer) == HELD:
+            data, flags = answer[2], answer[3]
             try:
-                found[key] = decode(answer[2], answer[3])
+                found[key] = data if flags == RAW else decode(data, flags)
             except DecodingError:
                 counters.undecodable += 1
     counters.hits += len(found)
