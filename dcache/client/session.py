@@ -119,6 +119,11 @@ class Session:
             raise copy(self._lost_cluster)
 
     def discovery_failed(self, error: DcacheError) -> None:
+        """Nobody gave a table; the next search is for any cluster if that makes this client leave its own."""
+        if self.topology.unreachable():
+            self._lost_cluster = None
+            self.counters.errors += 1
+            return
         self._lost_cluster = error
         self.counters.errors += 1
         self.shared.backoff.failed(_SEEDS, str(error), self.settings.monotonic())

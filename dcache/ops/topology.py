@@ -4,11 +4,13 @@ One table is in force at a time and replaced in one assignment.  News comes by p
 asking a random node now and then; all of it is merged, so order does not matter.
 
 A client stays with its cluster.  Nodes that say they are of another one are failures, until a majority of the ring says
-the same other name: then the old cluster can never acknowledge anything again, and the client starts afresh.
+the same other name: then the old cluster can never acknowledge anything again, and the client starts afresh.  Half of
+the ring is enough when nobody else answers: the other half alone is no majority either, and may never come back.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -94,9 +96,24 @@ class Topology:
         for name, row in table.members.items():
             if node in (name, row.address):
                 self._foreign[name] = cluster_id
-        agreeing = sum(self._foreign.get(place.name) == cluster_id for place in table.ring_state.members)
-        if agreeing < majority(len(table.ring_state.members)):
+        most, agreeing = self._elsewhere(table)
+        return agreeing >= majority(most) and self._leave()
+
+    def unreachable(self) -> bool:
+        """No node answered as one of this client's cluster; whether that makes the client leave it."""
+        table = self.table
+        if table is None:
             return False
+        most, agreeing = self._elsewhere(table)
+        return most - agreeing < majority(most) and self._leave()
+
+    def _elsewhere(self, table: MemberTable) -> tuple[int, int]:
+        """How many are on the ring, and how many of them said that they are of one and the same other cluster."""
+        places = table.ring_state.members
+        told = Counter(self._foreign[place.name] for place in places if place.name in self._foreign)
+        return len(places), max(told.values(), default=0)
+
+    def _leave(self) -> bool:
         self.table = None
         self._foreign = {}
         self.on_leave()

@@ -18,6 +18,7 @@ from tests.unit.ops_kit import Cluster, Hand, make_table
 
 TABLE = make_table()
 GROWN = make_table(("a", "b", "c", "d"), ring_version=2)
+PAIR = make_table(("a", "b"))
 FOREIGN = make_table(cluster_id="another")
 
 
@@ -163,6 +164,30 @@ def test_one_node_that_repeats_itself_is_no_majority() -> None:
     for _ in range(5):
         known.foreign("a", "another")
     assert known.table == TABLE
+
+
+def test_half_of_the_ring_makes_the_client_start_afresh_only_when_nobody_else_answers() -> None:
+    known = settled(PAIR)
+    assert not known.foreign("a", "another")
+    assert known.table == PAIR
+    assert known.unreachable()
+    assert known.table is None
+
+
+def test_less_than_half_of_the_ring_is_not_enough_though_nobody_answers() -> None:
+    known = settled()
+    known.foreign("a", "another")
+    assert not known.unreachable()
+    assert known.table == TABLE
+
+
+@pytest.mark.parametrize(("table", "told"), [(PAIR, {}), (GROWN, {"a": "another", "b": "third"})])
+def test_who_knows_of_no_other_cluster_stays_though_nobody_answers(table: MemberTable, told: dict[str, str]) -> None:
+    known = settled(table)
+    for node, cluster_id in told.items():
+        known.foreign(node, cluster_id)
+    assert not known.unreachable()
+    assert known.table == table
 
 
 def test_a_majority_that_names_different_clusters_changes_nothing() -> None:

@@ -22,6 +22,7 @@ from dcache.client.session import SEARCH_PAUSE, Configuration, Session, View, ke
 from dcache.drivers.machine import THIS_MACHINE
 from dcache.errors import ClientClosed, InvalidKey, NoNodesAvailable, QuorumError
 from dcache.membership import Member, MemberTable, RingState, Settings
+from tests.unit.ops_kit import make_table
 
 # -- URLs ---------------------------------------------------------------------------------------------------------
 
@@ -234,6 +235,16 @@ def test_a_search_that_succeeds_ends_the_pause_and_makes_the_next_one_short(sess
     session.discovery_failed(LOST)
     clock.now += 0.11
     session.check_discovery()
+
+
+def test_a_search_that_makes_the_client_leave_its_cluster_is_followed_by_one_for_any_at_once(session: Session) -> None:
+    session.discovered(make_table(("a", "b")), "a")
+    session.topology.foreign("a", "another")
+    session.discovery_failed(LOST)
+    assert session.needs_discovery()
+    assert session.topology.cluster_id() is None
+    session.check_discovery()
+    assert session.counters.errors == 1
 
 
 def test_members_of_which_none_answers_are_searched_for_anew_but_not_all_the_time(
