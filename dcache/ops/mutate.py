@@ -97,10 +97,10 @@ def prepared(ctx: Context, key: bytes, *, above: Version | None = None) -> Op[tu
         yield round_
         if needed.met(round_.granted()):
             return ballot, round_
+        yield release(ctx, key, ballot)
         newer = round_.highest_newer()
         if newer is None or round_.expired:
             raise quorum_error("prepare", round_, round_.shortage(), in_doubt=False, explain=explain_write)
-        yield release(ctx, key, ballot)
         yield Sleep(wait * (0.5 + ctx.shared.random()))
         wait = min(LONGEST_WAIT, wait * 2)
         ballot = clock.above(max(newer, ballot))

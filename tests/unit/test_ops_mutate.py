@@ -462,3 +462,15 @@ def test_a_refused_change_gives_up_its_ballot_too() -> None:
     cluster.clear_log()
     assert drive(mutate.replace(cluster.context(), "k", 3), cluster) is True
     assert cluster.sleeps == []
+
+
+def test_a_change_that_too_few_promised_gives_up_its_ballot_at_those_that_did() -> None:
+    """One owner's clock is as far ahead as the client's, so it alone promises.  Were its promise to stay, nobody could
+    change the key when both clocks are right again: what is above it is too far ahead for the other owners."""
+    cluster = Cluster("ab")
+    first, _ = cluster.owners(KEY)
+    cluster[first].skew = 7_200_000
+    with pytest.raises(QuorumError, match="clock skew"):
+        drive(mutate.incr(cluster.context(skew=1_800_000), KEY), cluster)
+    cluster[first].skew = 0
+    assert drive(mutate.incr(cluster.context(), KEY), cluster) == 1
