@@ -89,6 +89,7 @@ class Session:
         self.closed = False
         self._complained = self._told_of_size = False
         self._lost_cluster: DcacheError | None = None  # why the last search for it failed
+        self._lost_since = 0.0
         self._search_again = 0.0
 
     @property
@@ -120,13 +121,15 @@ class Session:
 
     def discovery_failed(self, error: DcacheError) -> None:
         """Nobody gave a table; the next search is for any cluster if that makes this client leave its own."""
-        if self.topology.unreachable():
-            self._lost_cluster = None
-            self.counters.errors += 1
-            return
+        now = self.settings.monotonic()
+        if self._lost_cluster is None:
+            self._lost_since = now
         self._lost_cluster = error
         self.counters.errors += 1
-        self.shared.backoff.failed(_SEEDS, str(error), self.settings.monotonic())
+        if self.topology.not_found(now - self._lost_since):
+            self._lost_cluster = None
+        else:
+            self.shared.backoff.failed(_SEEDS, str(error), now)
 
     def discovered(self, table: MemberTable, source: str) -> None:
         """The search found this table at the node `source`."""

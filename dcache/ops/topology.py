@@ -4,13 +4,13 @@ One table is in force at a time and replaced in one assignment.  News comes by p
 asking a random node now and then; all of it is merged, so order does not matter.
 
 A client stays with its cluster.  Nodes that say they are of another one are failures, until a majority of the ring says
-the same other name: then the old cluster can never acknowledge anything again, and the client starts afresh.  Half of
-the ring is enough when nobody else answers: the other half alone is no majority either, and may never come back.
+the same other name: then the old cluster can never acknowledge anything again, and the client starts afresh.  Where the
+others are gone for good there never is such a majority; so it does what its program would do when it is restarted, once
+no node was found that is of its cluster, but one that is of another, for `GIVEN_UP_AFTER`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -22,6 +22,9 @@ from dcache.wire import DEFAULT_PORT
 
 REFRESH = 30.0
 """Seconds between two questions for news, give or take a half."""
+
+GIVEN_UP_AFTER = 10.0
+"""Seconds after which a cluster of which nobody answers is given up, if one on its ring is of another."""
 
 
 class Topology:
@@ -48,6 +51,7 @@ class Topology:
         before = self.table
         self.table = table if before is None else before.merge(table)
         self.forsaken = False
+        self._foreign = {}  # it is there: what others said before counts when they say it again
         if before is not None and self.table is not before:
             for name in returned(before, self.table):
                 self.on_return(name)
@@ -96,22 +100,15 @@ class Topology:
         for name, row in table.members.items():
             if node in (name, row.address):
                 self._foreign[name] = cluster_id
-        most, agreeing = self._elsewhere(table)
-        return agreeing >= majority(most) and self._leave()
+        agreeing = sum(self._foreign.get(place.name) == cluster_id for place in table.ring_state.members)
+        return agreeing >= majority(len(table.ring_state.members)) and self._leave()
 
-    def unreachable(self) -> bool:
-        """No node answered as one of this client's cluster; whether that makes the client leave it."""
+    def not_found(self, seconds: float) -> bool:
+        """All searches of so many seconds found no node of this cluster; whether that makes this client leave it."""
         table = self.table
-        if table is None:
+        if table is None or seconds < GIVEN_UP_AFTER:
             return False
-        most, agreeing = self._elsewhere(table)
-        return most - agreeing < majority(most) and self._leave()
-
-    def _elsewhere(self, table: MemberTable) -> tuple[int, int]:
-        """How many are on the ring, and how many of them said that they are of one and the same other cluster."""
-        places = table.ring_state.members
-        told = Counter(self._foreign[place.name] for place in places if place.name in self._foreign)
-        return len(places), max(told.values(), default=0)
+        return any(place.name in self._foreign for place in table.ring_state.members) and self._leave()
 
     def _leave(self) -> bool:
         self.table = None

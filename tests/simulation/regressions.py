@@ -6,6 +6,8 @@ from __future__ import annotations
 REGRESSIONS: tuple[tuple[str, int, str], ...] = (
     ("crashes", 7, "clients stayed with a cluster that had lost all memory"),
     ("available", 491, "the same, where half of its ring was gone for good"),
+    ("available", 1033, "the same, where most of it was"),
+    ("linearizable", 1469, "a change that failed left a promise far ahead of all clocks"),
     ("crashes", 10, "a counter outlived a clear that it overlapped"),
     ("changes", 75, "a newcomer asked members that had left"),
     ("changes", 108, "who was left of a cluster that others began anew waited for ever"),

@@ -12,13 +12,12 @@ import pytest
 from dcache.errors import ClusterMismatch, NodeError
 from dcache.membership import Health, MemberTable, RingState
 from dcache.ops import write
-from dcache.ops.topology import REFRESH, Topology
+from dcache.ops.topology import GIVEN_UP_AFTER, REFRESH, Topology
 from dcache.wire import Code
 from tests.unit.ops_kit import Cluster, Hand, make_table
 
 TABLE = make_table()
 GROWN = make_table(("a", "b", "c", "d"), ring_version=2)
-PAIR = make_table(("a", "b"))
 FOREIGN = make_table(cluster_id="another")
 
 
@@ -166,28 +165,30 @@ def test_one_node_that_repeats_itself_is_no_majority() -> None:
     assert known.table == TABLE
 
 
-def test_half_of_the_ring_makes_the_client_start_afresh_only_when_nobody_else_answers() -> None:
-    known = settled(PAIR)
+def test_a_cluster_that_nobody_is_of_any_more_is_given_up_after_a_while_if_one_is_of_another() -> None:
+    known = settled()
     assert not known.foreign("a", "another")
-    assert known.table == PAIR
-    assert known.unreachable()
+    assert not known.not_found(GIVEN_UP_AFTER - 1)
+    assert known.table == TABLE
+    assert known.not_found(GIVEN_UP_AFTER)
     assert known.table is None
 
 
-def test_less_than_half_of_the_ring_is_not_enough_though_nobody_answers() -> None:
+def test_a_cluster_of_which_nobody_answers_is_not_given_up_for_that() -> None:
+    """Its nodes may all be restarting, and this client knows more of them than its seeds."""
     known = settled()
-    known.foreign("a", "another")
-    assert not known.unreachable()
+    known.foreign("stranger", "another")
+    assert not known.not_found(3600)
     assert known.table == TABLE
 
 
-@pytest.mark.parametrize(("table", "told"), [(PAIR, {}), (GROWN, {"a": "another", "b": "third"})])
-def test_who_knows_of_no_other_cluster_stays_though_nobody_answers(table: MemberTable, told: dict[str, str]) -> None:
-    known = settled(table)
-    for node, cluster_id in told.items():
-        known.foreign(node, cluster_id)
-    assert not known.unreachable()
-    assert known.table == table
+def test_a_sign_of_life_of_the_cluster_takes_back_what_was_said_against_it() -> None:
+    known = settled()
+    known.foreign("a", "another")
+    known.install(TABLE)
+    assert not known.not_found(3600)
+    assert not known.foreign("b", "another")
+    assert known.table == TABLE
 
 
 def test_a_majority_that_names_different_clusters_changes_nothing() -> None:

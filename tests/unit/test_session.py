@@ -22,6 +22,7 @@ from dcache.client.session import SEARCH_PAUSE, Configuration, Session, View, ke
 from dcache.drivers.machine import THIS_MACHINE
 from dcache.errors import ClientClosed, InvalidKey, NoNodesAvailable, QuorumError
 from dcache.membership import Member, MemberTable, RingState, Settings
+from dcache.ops.topology import GIVEN_UP_AFTER
 from tests.unit.ops_kit import make_table
 
 # -- URLs ---------------------------------------------------------------------------------------------------------
@@ -237,14 +238,20 @@ def test_a_search_that_succeeds_ends_the_pause_and_makes_the_next_one_short(sess
     session.check_discovery()
 
 
-def test_a_search_that_makes_the_client_leave_its_cluster_is_followed_by_one_for_any_at_once(session: Session) -> None:
-    session.discovered(make_table(("a", "b")), "a")
+def test_a_client_that_gives_up_its_cluster_searches_for_any_at_once(session: Session, clock: FakeTime) -> None:
+    session.discovered(make_table(("a", "b", "c")), "a")
     session.topology.foreign("a", "another")
     session.discovery_failed(LOST)
-    assert session.needs_discovery()
+    clock.now += GIVEN_UP_AFTER - 1
+    session.discovery_failed(LOST)
+    assert session.topology.cluster_id() == "kit"
+    with pytest.raises(NoNodesAvailable):
+        session.check_discovery()
+    clock.now += 1
+    session.discovery_failed(LOST)
     assert session.topology.cluster_id() is None
     session.check_discovery()
-    assert session.counters.errors == 1
+    assert session.counters.errors == 4
 
 
 def test_members_of_which_none_answers_are_searched_for_anew_but_not_all_the_time(
