@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import costs
 from tests.benchmarks.side_by_side.__main__ import main
 
-PYTHON_ECHO = "echo of blocking sockets in Python"
-FEW = ("--rounds", "2", "--seconds", "0.005", "--no-compiler", "--no-targets", "--seed", "1")
-ALONE = ("--servers", "dcache R=1", "--servers", "echo")
+FEW = ("--rounds", "2", "--seconds", "0.005", "--no-compiler", "--no-targets", "--let-sleep", "--seed", "1")
+ALONE = ("--servers", "dcache R=1", "--servers", "C echo", "--servers", "Python echo")
 
 
 def test_what_is_there_is_measured_and_what_is_not_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Threads, tasks and the echo; what lacks its server, or the compiler, is a line with the reason."""
+    """Threads, tasks and the echoes; what lacks its server, or the compiler, is a line with the reason."""
     jobs = (
         "--only",
         "get, 100 B, 1 thread",
+        "--only",
+        "get_many, 100 B, 1 thread",
         "--only",
         "set_many, 100 B, 50 tasks of asyncio",
         "--only",
@@ -28,10 +30,28 @@ def test_what_is_there_is_measured_and_what_is_not_is_said(tmp_path: Path, capsy
     out = capsys.readouterr().out
     assert "skipped: redis-py: redis-server: not wanted" in out
     assert "skipped: dcache-node: no C compiler" in out
+    assert "skipped: C echo: no C compiler" in out
     found = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
-    threads, tasks, node = found["races"]
-    assert set(threads["rounds"]) == {PYTHON_ECHO, "dcache R=1"}
+    get, get_many, tasks, node = found["races"]
+    assert set(get["rounds"]) == {"Python echo", "Python echo of two nodes", "dcache R=1"}
+    assert set(get_many["rounds"]) == {"Python echo", "dcache R=1"}
     assert set(tasks["rounds"]) == {"dcache R=1"}
     assert not node["rounds"]
     assert all(spent["operations"] % 50 == 0 for spent in tasks["rounds"]["dcache R=1"])
     assert "| dcache R=1 | " in (tmp_path / "all.md").read_text(encoding="utf-8")
+
+
+def test_what_requests_cost_in_memory_is_told_with_the_functions_that_are_called(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    costs.main(["--seconds", "0.02"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [
+        "client: get",
+        "client: set",
+        "client: get_many of 100",
+        "node: get",
+        "node: get, with a lifetime",
+        "node: get_many of 100",
+    ]
+    assert all("functions" in line and " 0.00 us" not in line for line in lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.side_by_side import clients, clients_async, report
+from tests.benchmarks.side_by_side import awake, clients, clients_async, report
 from tests.benchmarks.side_by_side.figures import (
     Spent,
     client_cpu,
@@ -185,3 +185,20 @@ def test_every_client_that_is_compared_is_pinned() -> None:
     assert [line for line in pins if not re.fullmatch(r"[a-z-]+==[\d.]+", line)] == []
     wanted = {name for rival in (*clients.RIVALS, *clients_async.RIVALS) for name in rival.packages} - {"dcache-py"}
     assert {line.partition("==")[0] for line in pins} == wanted
+
+
+def test_cores_are_kept_awake_by_asking_for_no_delay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "cpu_dma_latency"
+    device.touch()
+    monkeypatch.setattr(awake, "DEVICE", str(device))
+    with awake.awake() as told:
+        assert told == f"kept awake ({device})"
+        assert device.read_bytes() == bytes(4)
+
+
+def test_where_cores_cannot_be_kept_awake_it_is_said_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(awake, "DEVICE", str(tmp_path / "none"))
+    with awake.awake() as told:
+        assert told.endswith("none: No such file or directory")
+    with awake.awake(wanted=False) as told:
+        assert told == "may sleep, as is usual"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.side_by_side import about
+from tests.benchmarks.side_by_side.awake import awake
 from tests.benchmarks.side_by_side.plan import Plan, all_jobs
 from tests.benchmarks.side_by_side.race import Job, Pace, Race
 from tests.benchmarks.side_by_side.report import Grid, as_json, in_full, side_by_side, write_markdown
@@ -37,9 +38,10 @@ def main(arguments: Sequence[str]) -> None:
     if given.list or not jobs:
         print("\n".join(map(str, jobs)) or "no job has that in its name")
         return
-    told = preface(given, arguments)
-    print("\n".join(f"{name}: {text}" for name, text in told.items()), flush=True)
-    races, results = run(given, jobs)
+    with awake(not given.let_sleep) as cores:
+        told = preface(given, arguments, cores)
+        print("\n".join(f"{name}: {text}" for name, text in told.items()), flush=True)
+        races, results = run(given, jobs)
     grids = [*([of_targets(results)] if results else []), *side_by_side(races)]
     text = "\n\n".join([in_markdown(told), *(grid.markdown() for grid in grids)])
     if given.markdown == "-":
@@ -89,6 +91,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
     add(
         "--markdown", metavar="FILE", help="write the tables to FILE, between its markers if it has them; - prints them"
     )
+    add("--let-sleep", action="store_true", help="let the cores sleep between messages, as they do by default")
     add("--no-compiler", action="store_true", help="do as if there were no C compiler")
     add("--no-targets", action="store_true", help="leave out what no race tells of the targets")
     return parser
@@ -98,9 +101,10 @@ def chosen(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
     return [job for job in jobs if not only or any(text in str(job) for text in only)]
 
 
-def preface(given: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+def preface(given: argparse.Namespace, arguments: Sequence[str], cores: str) -> dict[str, Any]:
     return {
         "machine": about.machine(),
+        "its cores": cores,
         "versions": ", ".join(f"{name} {version}" for name, version in about.versions().items()),
         "command": about.command(arguments),
         "date": dt.datetime.now(dt.UTC).date().isoformat(),

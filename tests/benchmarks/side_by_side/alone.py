@@ -1,4 +1,4 @@
-"""Contestants without a Python client: servers under the load generator, and the echo."""
+"""Contestants without a client: servers under the load generator."""
 
 from __future__ import annotations
 
@@ -7,30 +7,22 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.benchmarks.side_by_side.echo import Ping
+import attrs
+
 from tests.benchmarks.side_by_side.exchange import Exchange, with_memcached, with_redis
 from tests.benchmarks.side_by_side.figures import Spent
 from tests.benchmarks.side_by_side.race import Contestant, Job, Missing, reason
-from tests.benchmarks.side_by_side.servers import ECHO, MEMCACHED, ONE, REDIS, Servers
+from tests.benchmarks.side_by_side.servers import MEMCACHED, ONE, PYTHON_ECHO, REDIS, Servers
 
-NODE, C_ECHO, PYTHON_ECHO = "dcache-node", "C echo", "echo of blocking sockets in Python"
+NODE = "dcache-node"
 PATIENCE = 120.0
 
 
-def echo(servers: Servers) -> Contestant:
-    """The exchange of messages as long as a get and its reply, in C if there is a compiler."""
-    port, exchange = servers.port(ECHO), servers.exchange()
-    request, reply = len(exchange.request), len(exchange.reply)
-    if servers.load is None:
-        ping = Ping(port, request, reply)
-        return Contestant(PYTHON_ECHO, ping.run, ping.close)
-    words = ["ping", str(port), str(request), str(reply)]
-    return Contestant(C_ECHO, lambda count: said(servers.load, [*words, str(count)], count))
-
-
 def under_load(job: Job, servers: Servers) -> tuple[list[Contestant], dict[str, str]]:
-    """One node, memcached with one thread, and Redis, each asked over `job.workers` connections at once."""
+    """One node, memcached with one thread, Redis, and a protocol of uvloop that only has a reply, each asked over
+    `job.workers` connections at once."""
     kinds: dict[str, tuple[str, Callable[[], Exchange]]] = {
+        PYTHON_ECHO: (PYTHON_ECHO, lambda: attrs.evolve(servers.exchange(), hello=b"", hello_reply=0)),
         NODE: (ONE, servers.exchange),
         MEMCACHED: (MEMCACHED, lambda: with_memcached(servers.port(MEMCACHED))),
         REDIS: (REDIS, lambda: with_redis(servers.port(REDIS))),
@@ -48,15 +40,10 @@ def under_load(job: Job, servers: Servers) -> tuple[list[Contestant], dict[str, 
 def asked(servers: Servers, server: str, exchange: Exchange, connections: int, count: int) -> Spent:
     if servers.load is None:
         raise Missing("no C compiler to build the load generator with")
-    (port,) = (int(address.rpartition(":")[2]) for address in addresses(servers, server))
-    (pid,) = servers.pids(server)
-    numbers = [str(number) for number in (port, connections, count, pid)]
+    port = servers.cluster(server).addresses[0].rpartition(":")[2] if server == ONE else servers.port(server)
+    numbers = [str(number) for number in (port, connections, count, servers.pids(server)[0])]
     hello = [exchange.hello.hex() or "-", str(exchange.hello_reply)]
     return said(servers.load, ["get", *numbers, *hello, exchange.request.hex(), exchange.reply.hex()], count)
-
-
-def addresses(servers: Servers, server: str) -> tuple[str, ...]:
-    return servers.cluster(server).addresses if server == ONE else (f":{servers.port(server)}",)
 
 
 def said(load: Path | None, words: list[str], count: int) -> Spent:

@@ -1,61 +1,98 @@
-"""The floor under all clients: an exchange of messages of the size of a get and of its reply, and nothing else.
+"""The floor under clients and nodes in Python: messages of the size of a request and of its reply, and nothing else.
 
-    python -m tests.benchmarks.side_by_side.echo REQUEST_LENGTH REPLY_LENGTH
+    python -m tests.benchmarks.side_by_side.echo FILE
 
-serves one connection after the other with blocking sockets, on a port that it prints.  It is used where no C compiler
-is found; else both sides are load.c.
+answers requests, which it knows by their length, with the replies that FILE, a MessagePack map, has for them, on a port
+that it prints.  It runs uvloop where that is installed, as a node does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
 
-from tests.benchmarks.side_by_side.figures import Spent
+import msgpack
+
+from tests.benchmarks.side_by_side.exchange import Exchange
+
+HOST = "127.0.0.1"
+CHUNK = 64 * 1024
 
 
 class Ping:
-    """The client's side."""
+    """The client's side: sends the request to each of `ports`, then reads a reply from each."""
 
-    def __init__(self, port: int, request: int, reply: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._request, self._reply = bytes(request), reply
+    def __init__(self, ports: Sequence[int], exchange: Exchange, then: Callable[[bytes], object] = len) -> None:
+        self._request, self._length, self._then = exchange.request, len(exchange.reply), then
+        with ExitStack() as stack:
+            self._sockets = [stack.enter_context(socket.create_connection((HOST, port))) for port in ports]
+            self.close = stack.pop_all().close
+        for each in self._sockets:
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def run(self, count: int) -> Spent:
-        start, cpu = time.perf_counter(), time.process_time()
+    def run(self, count: int) -> float:
+        """The seconds that so many requests take, with what is done with each reply."""
+        request, length, then, sockets = self._request, self._length, self._then, self._sockets
+        start = time.perf_counter()
         for _ in range(count):
-            self._socket.sendall(self._request)
-            if not received(self._socket, self._reply):
-                raise ConnectionError("the echo is gone")
-        return Spent(count, time.perf_counter() - start, time.process_time() - cpu)
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-def received(connection: socket.socket, length: int) -> bool:
-    """Whether so many bytes came."""
-    while length > 0:
-        data = connection.recv(length)
-        if not data:
-            return False
-        length -= len(data)
-    return True
+            for each in sockets:
+                each.send(request)
+            for each in sockets:
+                reply = each.recv(CHUNK)
+                while len(reply) < length:
+                    reply += _more(each)
+                then(reply)
+        return time.perf_counter() - start
 
 
-def serve(request: int, reply: int) -> None:
-    answer = bytes(reply)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        print(listener.getsockname()[1], flush=True)
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                while received(connection, request):
-                    connection.sendall(answer)
+def _more(connection: socket.socket) -> bytes:
+    data = connection.recv(CHUNK)
+    if not data:
+        raise ConnectionError("the echo is gone")
+    return data
+
+
+class Echo(asyncio.Protocol):
+    """The node's side."""
+
+    def __init__(self, replies: dict[int, bytes]) -> None:
+        self._replies = replies
+        self._begun = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._write = cast("asyncio.Transport", transport).write
+
+    def data_received(self, data: bytes) -> None:
+        reply = self._replies.get(len(data))
+        if reply is None:  # it came in pieces
+            self._begun += data
+            reply = self._replies.get(len(self._begun))
+            if reply is None:
+                return
+            self._begun = b""
+        self._write(reply)
+
+
+async def serve(replies: dict[int, bytes]) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: Echo(replies), HOST, 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+def main(file: str) -> None:
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        from asyncio import new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(serve(msgpack.unpackb(Path(file).read_bytes(), strict_map_key=False)))
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    main(sys.argv[1])

@@ -11,6 +11,7 @@ from dcache.testing.cluster import HOST, table_of
 from dcache.wire import PROTOCOL, REPLY, Decoder, Limits, encode_request
 
 KEY = "alone:key:0001"
+BATCH = [f"alone:key:{number:04}" for number in range(100)]
 VALUE = bytes(range(100))
 PATIENCE = 5.0
 
@@ -27,13 +28,22 @@ class Exchange:
 
 def with_node(cluster: LocalCluster) -> Exchange:
     """A get as a client sends it to the one node of a cluster."""
+    return _asked(cluster, [KEY], "get", KEY.encode())
+
+
+def batch_with_node(cluster: LocalCluster) -> Exchange:
+    """A get of a batch, likewise."""
+    return _asked(cluster, BATCH, "get_many", [(key.encode(),) for key in BATCH])
+
+
+def _asked(cluster: LocalCluster, keys: list[str], method: str, argument: object) -> Exchange:
     address = cluster.addresses[0]
     with cluster.client(timeout=PATIENCE) as client:
-        client.set(KEY, VALUE)
+        client.set_many(dict.fromkeys(keys, VALUE))
     table = table_of(address)
     assert table is not None
     hello = encode_request(0, "hello", (PROTOCOL, None, False))
-    request = encode_request(1, "get", (table.fingerprint, b"", KEY.encode()))
+    request = encode_request(1, method, (table.fingerprint, b"", argument))
     with socket.create_connection((HOST, int(address.rpartition(":")[2])), timeout=PATIENCE) as connection:
         greeting = _message(connection, hello)
         return Exchange(request, _message(connection, request), hello, len(greeting))

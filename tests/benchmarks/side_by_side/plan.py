@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.benchmarks.side_by_side import alone, clients, clients_async
+from tests.benchmarks.side_by_side import alone, clients, clients_async, floors
 from tests.benchmarks.side_by_side.clients import KINDS, Rival
-from tests.benchmarks.side_by_side.race import Contestant, Job, Missing, Pace, Race, race, reason
+from tests.benchmarks.side_by_side.race import Contestant, Job, Pace, Race, race, reason
 from tests.benchmarks.side_by_side.servers import Servers
-from tests.benchmarks.side_by_side.targets import GET
+from tests.benchmarks.side_by_side.targets import GET, GET_MANY
 from tests.benchmarks.side_by_side.work import LoopFactory, MiB, contestants, with_tasks, with_threads
 
 SIZES = (100, 10 << 10, MiB)
@@ -56,7 +56,8 @@ class Plan:
             ready, skipped = contestants(
                 job, self._chosen(clients.RIVALS), self._servers, with_threads(job, self._servers, crew)
             )
-            return self._with_echo(ready, skipped) if job == GET else (ready, skipped)
+            self._add_floors(job, ready, skipped)
+            return ready, skipped
         try:
             loop_factory = loop_of(job.front)
         except ImportError as error:
@@ -64,11 +65,13 @@ class Plan:
         prepare = with_tasks(job, self._servers, loop_factory)
         return contestants(job, self._chosen(clients_async.RIVALS), self._servers, prepare)
 
-    def _with_echo(self, ready: list[Contestant], skipped: dict[str, str]) -> tuple[list[Contestant], dict[str, str]]:
-        try:
-            return [alone.echo(self._servers), *ready], skipped
-        except Missing as error:
-            return ready, {**skipped, "echo": str(error)}
+    def _add_floors(self, job: Job, ready: list[Contestant], skipped: dict[str, str]) -> None:
+        made = {GET: floors.of_get, GET_MANY: floors.of_batch}.get(job)
+        for name, make in made(self._servers).items() if made else ():
+            try:
+                ready.append(make())
+            except Exception as error:  # noqa: BLE001  # it is said, and the others go on
+                skipped[name] = reason(error)
 
     def _chosen(self, rivals: Sequence[Rival]) -> list[Rival]:
         return [rival for rival in rivals if not self._wanted or any(part in rival.name for part in self._wanted)]

@@ -15,13 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgpack
+
 from dcache.testing import LocalCluster
 from dcache.testing.cluster import HOST, free_port, wait_for
-from tests.benchmarks.side_by_side.exchange import Exchange, with_node
+from tests.benchmarks.side_by_side.exchange import Exchange, batch_with_node, with_node
 from tests.benchmarks.side_by_side.race import Missing, reason
 
-MEMCACHED, REDIS, ONE, THREE, ECHO = "memcached", "redis-server", "dcache R=1", "dcache R=3", "echo"
-SERVERS = (ONE, THREE, MEMCACHED, REDIS, ECHO)
+MEMCACHED, REDIS, ONE, THREE = "memcached", "redis-server", "dcache R=1", "dcache R=3"
+ECHO, PYTHON_ECHO = "C echo", "Python echo"
+SERVERS = (ONE, THREE, MEMCACHED, REDIS, ECHO, PYTHON_ECHO)
 ROOT = Path(__file__).resolve().parents[3]
 SYSTEM = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 LARGEST = 2 << 20
@@ -38,10 +41,11 @@ class Servers:
         self.missing = {name: "not wanted" for name in SERVERS if name not in names}
         self.load: Path | None = None
         self._names, self._compiler = names, compiler
-        self._ports: dict[str, int] = {}
+        self._ports: dict[str, list[int]] = {}
         self._pids: dict[str, list[int]] = {}
         self._clusters: dict[str, LocalCluster] = {}
         self._exchange: Exchange | None = None
+        self._batch: Exchange | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -66,6 +70,7 @@ class Servers:
             MEMCACHED: self._start_memcached,
             REDIS: lambda: self._start_redis(directory),
             ECHO: self._start_echo,
+            PYTHON_ECHO: lambda: self._start_python_echoes(directory),
         }
         for name in self._names:
             try:
@@ -76,6 +81,9 @@ class Servers:
     # -- what callers ask ---------------------------------------------------------------------------------------------
 
     def port(self, name: str) -> int:
+        return self.ports(name)[0]
+
+    def ports(self, name: str) -> list[int]:
         self._check(name)
         return self._ports[name]
 
@@ -92,6 +100,12 @@ class Servers:
         if self._exchange is None:
             self._exchange = with_node(self.cluster(ONE))
         return self._exchange
+
+    def batch(self) -> Exchange:
+        """A get of 100 such values."""
+        if self._batch is None:
+            self._batch = batch_with_node(self.cluster(ONE))
+        return self._batch
 
     def _check(self, name: str) -> None:
         if name in self.missing:
@@ -118,12 +132,23 @@ class Servers:
         self._spawn(REDIS, [program("redis-server"), *flags], port)
 
     def _start_echo(self) -> None:
-        lengths = [str(len(self.exchange().request)), str(len(self.exchange().reply))]
-        python = [sys.executable, "-m", "tests.benchmarks.side_by_side.echo"]
-        command = [*(python if self.load is None else [str(self.load), "echo"]), *lengths]
+        if self.load is None:
+            raise Missing("no C compiler")
+        self._told(ECHO, [str(self.load), "echo", str(len(self.exchange().request)), str(len(self.exchange().reply))])
+
+    def _start_python_echoes(self, directory: Path) -> None:
+        """Two of them, for a read of two nodes."""
+        replies, file = (self.exchange(), self.batch()), directory / "replies"
+        file.write_bytes(msgpack.packb({len(each.request): each.reply for each in replies}))
+        for _ in range(2):
+            self._told(PYTHON_ECHO, [sys.executable, "-m", "tests.benchmarks.side_by_side.echo", str(file)])
+
+    def _told(self, name: str, command: list[str]) -> None:
+        """Start what prints the port that it serves."""
         process = self._keep(subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT))
         assert process.stdout is not None
-        self._ports[ECHO], self._pids[ECHO] = int(process.stdout.readline()), [process.pid]
+        self._ports.setdefault(name, []).append(int(process.stdout.readline()))
+        self._pids.setdefault(name, []).append(process.pid)
 
     def _spawn(self, name: str, command: list[str], port: int) -> None:
         quiet = subprocess.DEVNULL
@@ -131,7 +156,7 @@ class Servers:
         wait_for(lambda: process.poll() is not None or listens(port), f"{name} to listen", lambda: "", timeout=10.0)
         if process.poll() is not None:
             raise Missing(f"it ended at once, with status {process.returncode}")
-        self._ports[name], self._pids[name] = port, [process.pid]
+        self._ports[name], self._pids[name] = [port], [process.pid]
 
     def _keep(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         self._stack.enter_context(process)  # which waits for its end and closes its pipe

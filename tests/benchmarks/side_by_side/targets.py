@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 
 from tests.benchmarks import ring
-from tests.benchmarks.side_by_side.alone import C_ECHO, NODE
+from tests.benchmarks.side_by_side.alone import NODE
+from tests.benchmarks.side_by_side.floors import C_ECHO
 from tests.benchmarks.side_by_side.race import Job, Race, reason
 from tests.benchmarks.side_by_side.servers import MEMCACHED, ONE, ROOT, THREE
 

@@ -1,0 +1,172 @@
+"""What requests cost the client and the node themselves: no system call, no other process, all of it warm.
+
+    python -m tests.benchmarks.costs [--seconds 0.5]
+
+The client's socket takes every frame and gives the reply of a real node again and again; the node's transport drops
+what is written.  So what is measured is the code of dcache, msgpack and Python, and what a request takes beside that
+(`tests.benchmarks.side_by_side`) is the system's: calls into the kernel, wake-ups, and caches that have grown cold
+meanwhile.  Beside the time stand the Python functions that are called, by file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+from dcache import Client
+from dcache.drivers.machine import THIS_MACHINE
+from dcache.drivers.pool import Connection as Place
+from dcache.node.server import Connection, Server, ServerLimits
+from dcache.node.service import Identity, Service, View
+from dcache.node.store import Store
+from dcache.record import VersionClock
+from dcache.ring import SLOTS, slot_of
+from dcache.testing import LocalCluster
+from dcache.wire import encode_request
+
+BATCH = [f"user:{number:06}" for number in range(100)]
+KEY, VALUE = BATCH[0], bytes(100)
+FINGERPRINT = bytes(8)
+_ID = slice(3, 7)
+"""Where a reply of a node has the number of its request, in 32 bits."""
+
+
+class Replay:
+    """In the place of a connection's socket: what was answered once is answered again."""
+
+    def __init__(self, connection: Place) -> None:
+        self._connection, self._socket = connection, connection.sock
+        self._before = self._after = b""
+        self._number = struct.Struct(">I").pack
+
+    def send(self, frames: bytes, flags: int = 0) -> int:
+        return len(frames) if self._after else self._socket.send(frames, flags)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        if self._after:
+            channel = self._connection.channel
+            return self._before + self._number(channel._next_id - 1) + self._after
+        reply = self._socket.recv(size, flags)
+        self._before, self._after = reply[: _ID.start], reply[_ID.stop :]
+        return reply
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+@contextmanager
+def replayed(client: Client, call: Callable[[], object]) -> Iterator[None]:
+    """Let what `client` is answered to `call` be answered from memory."""
+    call()
+    (pool,) = client.engine.driver._pools.values()
+    connection = pool._idle[-1]
+    there, connection.sock = connection.sock, cast("Any", Replay(connection))
+    try:
+        call()  # which is answered by the node, and kept
+        yield
+    finally:
+        connection.sock = there
+
+
+class Transport:
+    """Drops what is written."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
+
+def node_connection() -> Connection:
+    """A client's connection to a node that holds the batch, some of it with lifetimes."""
+    store = Store(1 << 30, partial(slot_of, seed=0), SLOTS)
+    store.own(range(SLOTS))
+    store.complete(range(SLOTS))
+    service = Service(store, Identity("n1", "boot"), THIS_MACHINE.milliseconds, THIS_MACHINE.wall)
+    service.view = View("cluster", FINGERPRINT, ("table",))
+    connection = Connection(Server(service, THIS_MACHINE.monotonic, ServerLimits(stall=1e9)))
+    connection.connection_made(cast("Any", Transport()))
+    clock = VersionClock(1, THIS_MACHINE.wall)
+    frames = [encode_request(0, "hello", (1, None, False))]
+    for namespace, life in ((b"", None), (b"mortal", 86_400_000)):
+        items = [(key.encode(), clock.stamp(), VALUE, 0, life) for key in BATCH]
+        frames.append(encode_request(1, "set_many", (FINGERPRINT, namespace, items)))
+    for frame in frames:
+        connection.data_received(frame)
+    return connection
+
+
+def per_call(call: Callable[[], object], seconds: float) -> float:
+    """Microseconds of CPU, the least of many short runs: whatever else the machine does only adds to them."""
+    count, best, end = 1, float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begun = time.process_time()
+        for _ in range(count):
+            call()
+        spent = time.process_time() - begun
+        if spent < 0.01:
+            count *= 2
+        else:
+            best = min(best, spent / count)
+    return best * 1e6
+
+
+def functions(call: Callable[[], object]) -> Counter[str]:
+    """The Python functions that are called, by file."""
+    found: Counter[str] = Counter()
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            found[Path(frame.f_code.co_filename).name] += 1
+
+    call()
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    found[Path(__file__).name] = 0  # ours
+    return +found
+
+
+def tell(what: str, call: Callable[[], object], seconds: float) -> None:
+    files = functions(call)
+    most = ", ".join(f"{file} {count}" for file, count in files.most_common(8))
+    print(f"{what:34}{per_call(call, seconds):8.2f} us {files.total():5} functions  {most}", flush=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each line, default %(default)s")
+    given = parser.parse_args(arguments)
+    with LocalCluster(1) as cluster, cluster.client(timeout=5) as client:
+        client.set_many(dict.fromkeys(BATCH, VALUE))
+        calls: dict[str, Callable[[], object]] = {
+            "client: get": lambda: client.get(KEY),
+            "client: set": lambda: client.set(KEY, VALUE),
+            "client: get_many of 100": lambda: client.get_many(BATCH),
+        }
+        for what, call in calls.items():
+            with replayed(client, call):
+                tell(what, call, given.seconds)
+    connection = node_connection()
+    asked: dict[str, tuple[str, bytes, object]] = {
+        "node: get": ("get", b"", KEY.encode()),
+        "node: get, with a lifetime": ("get", b"mortal", KEY.encode()),
+        "node: get_many of 100": ("get_many", b"", [(key.encode(),) for key in BATCH]),
+    }
+    for what, (method, namespace, argument) in asked.items():
+        frame = encode_request(7, method, (FINGERPRINT, namespace, argument))
+        tell(what, partial(connection.data_received, frame), given.seconds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
