@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 from collections import Counter
 from itertools import count
 from typing import Any
@@ -14,7 +16,8 @@ import pytest
 from dcache.errors import NoNodesAvailable, ValueTooLarge
 from dcache.testing.load.caller import Caller, Load
 from dcache.testing.load.keys import Zipf
-from dcache.testing.load.run import async_calls_of, calls_of, idle_tasks, idle_threads, play, play_async
+from dcache.testing.load.run import Threads, async_calls_of, calls_of, idle_tasks, idle_threads, play, play_async
+from dcache.testing.load.schedule import Schedule
 from dcache.testing.load.sizes import Fixed
 from dcache.testing.load.tally import FILL, Tally, Timeline, hit_rate, total
 from dcache.testing.load.workload import ETC_KEY_SIZES, ETC_KEYS, ETC_VALUE_SIZES, PRESETS, SKEW_ETC, Workload
@@ -285,3 +288,24 @@ def test_the_sizes_of_facebook_are_those_of_the_model() -> None:
     assert [ETC_VALUE_SIZES(share) for share in (0.0, 0.1, 0.2, 0.441)] == [0, 2, 3, 14]
     assert ETC_VALUE_SIZES(0.45) >= 15
     assert ETC_KEY_SIZES(0.5) == 34
+
+
+def test_an_interrupt_while_threads_are_still_being_started_stops_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, load = Held(), Load.of(SMALL, 1, 1, time.perf_counter_ns)
+    tallies = [Tally(), Tally()]
+    callers = [Caller(load, tally, random.Random(1)) for tally in tallies]
+    schedule = Schedule(time.perf_counter_ns, 2, seconds=60.0)
+    start, interrupts = threading.Thread.start, [KeyboardInterrupt()]
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        while not cache.asked:
+            time.sleep(0.001)
+        if interrupts:
+            raise interrupts.pop()
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    Threads(callers, calls_of(cache), schedule).run(lambda: None)  # type: ignore[arg-type]
+    assert schedule.stopped
+    assert not interrupts
+    assert total(tallies).operations().count > 0

@@ -10,7 +10,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,10 +67,9 @@ class Threads:
     def run(self, look: Callable[[], object]) -> None:
         """Until the schedule ends.  `look` is called about every second; the first KeyboardInterrupt stops in order."""
         threads = [threading.Thread(target=self._work, args=each, daemon=True) for each in enumerate(self._callers)]
-        for thread in threads:
-            thread.start()
         while True:
             try:
+                self._start(threads)
                 self._watch(threads, look)
                 break
             except KeyboardInterrupt:
@@ -79,6 +78,12 @@ class Threads:
                 self._end()
         if self._errors:
             raise self._errors[0]
+
+    def _start(self, threads: Iterable[threading.Thread]) -> None:
+        """Those that are to be: an interrupt comes when the first are at work already, too."""
+        for thread in threads:
+            if not self._schedule.stopped and thread.ident is None:
+                thread.start()
 
     def _watch(self, threads: Collection[threading.Thread], look: Callable[[], object]) -> None:
         due = time.monotonic() + LOOK
