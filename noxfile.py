@@ -116,7 +116,7 @@ def tests(session: nox.Session) -> None:
     """Every test on one Python; what decides and does no I/O must be covered."""
     install_for_tests(session, extras="fast,cli,zstd,plot")
     pytest(session, "-n", "2", "-m", "not timing", *IN_MEMORY)
-    pytest(session, *(f"--ignore={path}" for path in IN_MEMORY))
+    pytest(session, "-n", "2", "--dist", "worksteal", *(f"--ignore={path}" for path in IN_MEMORY))
     pytest(session, "-m", "timing", *IN_MEMORY)
     deciding = sorted(str(path) for name in DECIDING for path in Path("tests/unit").glob(f"test_{name}.py"))
     few = ("--hypothesis-profile=few", "-m", "not timing and not cluster", *deciding)
