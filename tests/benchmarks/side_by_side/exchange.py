@@ -11,7 +11,7 @@ from dcache.testing.cluster import HOST, table_of
 from dcache.wire import PROTOCOL, REPLY, Decoder, Limits, encode_request
 
 KEY = "alone:key:0001"
-BATCH = [f"alone:key:{number:04}" for number in range(100)]
+BATCH = [f"batch:key:{number:04}" for number in range(100)]
 VALUE = bytes(range(100))
 PATIENCE = 5.0
 
