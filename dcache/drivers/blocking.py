@@ -37,7 +37,7 @@ class BlockingDriver:
     def reset(self) -> None:
         """Start with no connections: at the beginning, and in a forked child, which must leave its parent's alone."""
         self._most = self._books.settings.max_connections
-        self._pools: dict[str, Pool] = {}
+        self.pools: dict[str, Pool] = {}
         self._lock = threading.Lock()  # guards the making of pools
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self.closed = False
@@ -51,35 +51,31 @@ class BlockingDriver:
     def close(self) -> None:
         with self._lock:
             self.closed = True
-            pools = list(self._pools.values())
+            pools = list(self.pools.values())
         for pool in pools:
             for connection in pool.drain():
                 connection.close()
 
     def pool(self, node: str) -> Pool:
-        made = self._pools.get(node)
+        made = self.pools.get(node)
         if made is not None and not self.closed:
             return made
         with self._lock:
             if self.closed:
                 raise ClientClosed("the client was closed")
-            pool = self._pools.get(node)
+            pool = self.pools.get(node)
             if pool is None:
-                pool = self._pools[node] = Pool(node, self._most)
+                pool = self.pools[node] = Pool(node, self._most)
             return pool
-
-    def existing_pool(self, node: str) -> Pool | None:
-        """There is none in a child that was forked meanwhile."""
-        return self._pools.get(node)
 
     def give(self, held: Held, connection: Connection) -> bool:
         """See `Pool.give`."""
-        pool = self._pools.get(connection.node)
+        pool = self.pools.get(connection.node)
         return pool is not None and pool.give(held, connection)
 
     def forget(self, connection: Connection) -> None:
         """See `Pool.forget`."""
-        pool = self.existing_pool(connection.node)
+        pool = self.pools.get(connection.node)
         if pool is not None:
             pool.forget(connection)
 
@@ -108,8 +104,7 @@ class BlockingDriver:
         leases = Leases(self, self._books, deadline)
         try:
             nodes = targets(ctx, raw, since) if PROMPT else None
-            calls = [ctx.call(node, "get", raw) for node in nodes or ()]
-            begun = leases.begin(calls, since, patience, raced=ctx.raced)
+            begun = leases.begin(ctx.calls(nodes or (), "get", raw), since, patience, raced=ctx.raced)
             if not begun:
                 return self._drive(operation(ctx, key, *args), leases, deadline, timeout)
             answers = prompt.answers(begun, self._books, patience, raced=ctx.raced)

@@ -85,9 +85,14 @@ class Books:
     def raceable(self, calls: Sequence[Call], patience: float, now: float) -> None:
         """These calls, each to another node, are about to be made and may be raced.  See `Execution` for `patience`."""
         self.hedging.called(len(calls))
-        for call in calls:
+        for call in calls if self.hedging.owed else ():
             if self.hedging.overdue(call.node, patience, now):
                 self.backoff.slow(call.node, now)
+
+    @property
+    def calm(self) -> bool:
+        """Whether no node is in trouble that would be over with its next answer."""
+        return self.backoff.calm and not self.hedging.owed
 
     def answered(self, node: str) -> None:
         self.backoff.answered(node)

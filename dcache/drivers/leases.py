@@ -66,7 +66,7 @@ class Leases:
 
     def _borrow(self, node: str, now: float) -> Connection | None:
         """A connection to `node` that has nothing under way; None if there is none at hand."""
-        pool = self._driver.existing_pool(node)
+        pool = self._driver.pools.get(node)
         connection = None if pool is None else pool.borrow(self._held)
         if connection is None or connection.idle(now):
             return connection
@@ -168,7 +168,7 @@ class Leases:
             self.send(call, Probe(self._books))
 
     def _look_at(self, node: str) -> None:
-        pool = self._driver.existing_pool(node)
+        pool = self._driver.pools.get(node)
         connection = None if pool is None or node in self._held else pool.borrow(self._held)
         if connection is None:
             return

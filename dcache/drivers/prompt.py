@@ -71,11 +71,12 @@ class Sent:
 
 def send(calls: Sequence[Call], connections: Sequence[Connection], since: float) -> list[Sent]:
     """Make each call on its connection."""
-    begun = [Sent(call, connection, since) for call, connection in zip(calls, connections, strict=True)]
-    for one in begun:
-        connection = one.connection
+    begun = []
+    for call, connection in zip(calls, connections, strict=True):
+        one = Sent(call, connection, since)
+        begun.append(one)
         try:
-            connection.send(connection.channel.frame(one.call, one, since))
+            connection.send(connection.channel.frame(call, one, since))
         except OSError as error:
             one.fault = error
     return begun
@@ -88,28 +89,37 @@ def answers(begun: Sequence[Sent], books: Books, patience: float, *, raced: bool
     known of an answer that may have been there long before it was looked at.
     """
     now = since = begun[0].since
-    several, hedging = len(begun) > 1, books.hedging
+    several, hedging, results = len(begun) > 1, books.hedging, []
     for at, one in enumerate(begun, 1):
-        node, before = one.call.node, now
-        usual = hedging.patience(node) if raced else inf
+        before, estimate = now, hedging.of(one.call.node)
+        usual = estimate.patience if raced else inf
         left = min(patience, usual)
         if one.fault is not None or one.connection.unsent or not one.read_in_time(since + left - now, since + left):
-            _look_at(begun[at:], books)
+            _look_at(begun[at:])
+            _told(begun, books)
             return None
         if several:
             now = time.monotonic()
-        books.answered(node)
         if raced and (before - since <= FLOOR or now - since <= usual < inf):
-            hedging.took(node, now - since)
-    if now - since > RESTART and not _all_live(begun[:-1]):
-        return None
-    return [one.result for one in begun]
+            estimate.add(now - since)
+        results.append(one.result)
+    _told(begun, books)
+    return results if now - since <= RESTART or _all_live(begun[:-1]) else None
 
 
-def _look_at(others: Sequence[Sent], books: Books) -> None:
+def _look_at(others: Sequence[Sent]) -> None:
     """Take in what is there, before it would seem to have come only when the operation looks."""
     for one in others:
-        if one.fault is None and one.read_in_time(0.0, 0.0):
+        if one.fault is None:
+            one.read_in_time(0.0, 0.0)
+
+
+def _told(begun: Sequence[Sent], books: Books) -> None:
+    """Whoever answered is well."""
+    if books.calm:
+        return
+    for one in begun:
+        if one.answered and one.error is None:
             books.answered(one.call.node)
 
 

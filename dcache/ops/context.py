@@ -395,3 +395,8 @@ class Context:
     def call(self, node: str, method: str, *params: Any) -> Call:
         """A request on a key: it carries the ring's fingerprint and the namespace."""
         return Call(node, method, (self.fingerprint, self.options.prefix, *params))
+
+    def calls(self, nodes: Iterable[str], method: str, *params: Any) -> list[Call]:
+        """The same request to each of `nodes`."""
+        given = (self.fingerprint, self.options.prefix, *params)
+        return [Call(node, method, given) for node in nodes]

@@ -38,11 +38,16 @@ MOST_SAVED = 100.0
 
 
 @attrs.define
-class _Estimate:
+class Estimate:
+    """Of the time that one node takes, in seconds.  `patience` is how long a call may take before it is raced; inf
+    while too little is known of the node."""
+
     first: list[float]
     seconds: float = math.inf
+    patience: float = math.inf
 
     def add(self, seconds: float) -> None:
+        """An answer took so long."""
         if self.seconds == math.inf:
             self.first.append(seconds)
             if len(self.first) >= WARM_UP:
@@ -51,6 +56,7 @@ class _Estimate:
             self.seconds *= 1.0 + STEP * QUANTILE
         else:
             self.seconds *= 1.0 - STEP * (1.0 - QUANTILE)
+        self.patience = max(FLOOR, self.seconds)
 
 
 class Hedging:
@@ -61,14 +67,20 @@ class Hedging:
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._estimates: dict[str, _Estimate] = {}
-        self._owed: dict[str, float] = {}
+        self._estimates: dict[str, Estimate] = {}
+        self.owed: dict[str, float] = {}
+        """Since when a node owes an answer that was not waited for."""
         self._earned = 0.0
 
-    def patience(self, node: str) -> float:
-        """How long a call may take before it is raced; inf while too little is known of `node`."""
+    def of(self, node: str) -> Estimate:
         estimate = self._estimates.get(node)
-        return math.inf if estimate is None else max(FLOOR, estimate.seconds)
+        if estimate is None:
+            estimate = self._estimates[node] = Estimate([])
+        return estimate
+
+    def patience(self, node: str) -> float:
+        """How long a call to `node` may take before it is raced."""
+        return self.of(node).patience
 
     def called(self, calls: int = 1) -> None:
         """So many calls were made that may be raced."""
@@ -88,24 +100,21 @@ class Hedging:
 
     def took(self, node: str, seconds: float) -> None:
         """An answer of `node` took so long."""
-        estimate = self._estimates.get(node)
-        if estimate is None:
-            estimate = self._estimates[node] = _Estimate([])
-        estimate.add(seconds)
+        self.of(node).add(seconds)
 
     def unanswered(self, node: str, since: float, now: float) -> None:
         """What `node` was asked at `since` is waited for no longer."""
         if now - since > self.patience(node):
             self.took(node, now - since)
-        self._owed.setdefault(node, since)
+        self.owed.setdefault(node, since)
 
     def answered(self, node: str) -> None:
-        if self._owed:
-            self._owed.pop(node, None)
+        if self.owed:
+            self.owed.pop(node, None)
 
     def overdue(self, node: str, patience: float, now: float) -> bool:
         """Whether `node` has answered nothing since an answer became due `patience` ago; says so once."""
-        if not self._owed or now - self._owed.get(node, now) <= patience:
+        if now - self.owed.get(node, now) <= patience:
             return False
-        self._owed.pop(node, None)
+        self.owed.pop(node, None)
         return True

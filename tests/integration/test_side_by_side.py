@@ -47,9 +47,11 @@ def test_what_requests_cost_in_memory_is_told_with_the_functions_that_are_called
     costs.main(["--seconds", "0.02"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("  ")[0] for line in lines] == [
-        "client: get",
-        "client: set",
-        "client: get_many of 100",
+        "client, R=1: get",
+        "client, R=1: set",
+        "client, R=1: get_many of 100",
+        "client, R=3: get",
+        "client, R=3: get_many of 100",
         "node: get",
         "node: get, with a lifetime",
         "node: get_many of 100",

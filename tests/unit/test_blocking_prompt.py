@@ -304,7 +304,7 @@ def test_no_connection_stays_in_use_when_a_node_in_trouble_is_looked_at_in_passi
             client.session.shared.backoff.failed(three.nodes[2].name, "away", time.monotonic() - LONG)
             assert client.get(f"key{number}") == f"key{number}"
         assert three.asked("get") == [3, 3, 0]
-        assert [len(pool._in_use) for pool in client.engine.driver._pools.values()] == [0, 0, 0]
+        assert [len(pool._in_use) for pool in client.engine.driver.pools.values()] == [0, 0, 0]
 
 
 # -- when it is not, the operation takes over -------------------------------------------------------------------------
