@@ -6,6 +6,7 @@ import asyncio
 import gc
 import signal
 from collections.abc import Iterator
+from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
@@ -48,6 +49,29 @@ def test_a_timeout_cancels_what_takes_longer(sim: Simulation) -> None:
         return said
 
     assert ran(sim.host("h"), program) == ["over at 1.5", "done at 2.5"]
+
+
+def test_a_task_stays_in_its_own_context_though_nothing_is_set_in_it(sim: Simulation) -> None:
+    """A context without variables is false; who took that for none would go on in the context of whoever woke it."""
+    caller: ContextVar[str] = ContextVar("caller", default="nobody")
+
+    async def program() -> str:
+        woken = asyncio.Event()
+
+        async def waits() -> str:
+            await woken.wait()
+            return caller.get()
+
+        async def wakes() -> None:
+            caller.set("who wakes the other")
+            woken.set()
+
+        waiting = asyncio.create_task(waits(), context=Context())
+        await asyncio.sleep(0)
+        await asyncio.create_task(wakes(), context=Context())
+        return await waiting
+
+    assert ran(sim.host("h"), program) == "nobody"
 
 
 def test_a_cancelled_task_cleans_up_and_is_cancelled(sim: Simulation) -> None:

@@ -72,6 +72,11 @@ class Listener(_Server):
         await self.process.loop.create_future()
 
 
+def _given_or_own(context: contextvars.Context | None) -> contextvars.Context:
+    """One in which no variable is set is empty, and false."""
+    return contextvars.copy_context() if context is None else context
+
+
 class Loop(_Loop):
     """The loop of `process`.  `time()` is the monotonic clock of its host, in seconds."""
 
@@ -105,7 +110,7 @@ class Loop(_Loop):
     # -- callbacks ----------------------------------------------------------------------------------------------------
 
     def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
-        event = Event(self._process, callback, args, context or contextvars.copy_context())
+        event = Event(self._process, callback, args, _given_or_own(context))
         self._simulation.soon(event)
         return event
 
@@ -115,7 +120,7 @@ class Loop(_Loop):
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
-        event = Event(self._process, callback, args, context or contextvars.copy_context(), when)
+        event = Event(self._process, callback, args, _given_or_own(context), when)
         self._simulation.at(self._process.host.instant(when), event)
         return event
 
