@@ -31,7 +31,7 @@ from dcache.node.store import Store
 from dcache.record import VersionClock
 from dcache.ring import SLOTS, slot_of
 from dcache.testing import LocalCluster
-from dcache.wire import encode_request
+from dcache.wire import REPLY, Decoder, Limits, encode_request
 
 BATCH = [f"user:{number:06}" for number in range(100)]
 KEY, VALUE = BATCH[0], bytes(100)
@@ -46,6 +46,7 @@ class Replay:
     def __init__(self, connection: Place) -> None:
         self._connection, self._socket = connection, connection.sock
         self._before = self._after = b""
+        self.wanted = False
         self._number = struct.Struct(">I").pack
 
     def send(self, frames: bytes, flags: int = 0) -> int:
@@ -55,9 +56,14 @@ class Replay:
         if self._after:
             channel = self._connection.channel
             return self._before + self._number(channel._next_id - 1) + self._after
-        reply = self._socket.recv(size, flags)
-        self._before, self._after = reply[: _ID.start], reply[_ID.stop :]
-        return reply
+        data = self._socket.recv(size, flags)
+        if self.wanted and len(messages := decoded(data)) == 1 and messages[0][0] == REPLY:
+            self._before, self._after = data[: _ID.start], data[_ID.stop :]
+        return data
+
+    @property
+    def kept(self) -> bool:
+        return bool(self._after)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
@@ -66,19 +72,30 @@ class Replay:
 @contextmanager
 def replayed(client: Client, call: Callable[[], object]) -> Iterator[None]:
     """Let what `client` is answered to `call` be answered from memory."""
-    for _ in range(10):
+    members, pools = len(client.members()), client.engine.driver.pools
+    while sum(len(pool._idle) for pool in pools.values()) < members:  # a node may be said to be down at first
         call()
-    connections = [connection for pool in client.engine.driver.pools.values() for connection in pool._idle]
-    there = [connection.sock for connection in connections]
-    for connection in connections:
-        connection.sock = cast("Any", Replay(connection))
+    connections = [connection for pool in pools.values() for connection in pool._idle]
+    there, replays = [connection.sock for connection in connections], [*map(Replay, connections)]
+    for connection, replay in zip(connections, replays, strict=True):
+        connection.sock = cast("Any", replay)
     try:
-        for _ in connections:
-            call()  # which is answered by the nodes in turn, and kept
+        for connection, replay in zip(connections, replays, strict=True):
+            while not connection.channel.quiet():  # it still asks for the table
+                call()
+            replay.wanted = True
+            while not replay.kept:  # nodes answer in turn
+                call()
         yield
     finally:
         for connection, sock in zip(connections, there, strict=True):
             connection.sock = sock
+
+
+def decoded(data: bytes) -> list[tuple[Any, ...]]:
+    decoder = Decoder(Limits().max_frame, Limits().max_batch)
+    decoder.feed(data)
+    return list(decoder.messages())
 
 
 class Transport:
