@@ -21,7 +21,7 @@ from dcache.membership import MemberTable
 from dcache.ops.backoff import Backoff
 from dcache.ops.context import Context, Counters, Key, Options, Shared, Ttl, key_to_bytes
 from dcache.ops.quorum import QuorumSpec
-from dcache.ops.topology import Topology
+from dcache.ops.topology import GIVEN_UP_AFTER, GIVEN_UP_SEARCHES, Topology
 from dcache.record import VersionClock
 from dcache.wire import Limits, storage_key
 
@@ -69,6 +69,15 @@ FIXED = frozenset({"connect_timeout", "max_connections"})
 """Settings of the connections, which views share and cannot change."""
 
 
+@attrs.define
+class _Search:
+    """For a cluster that is not found: since when, how many signs of life there had been by then, how often in vain."""
+
+    since: float = 0.0
+    signs: int = -1
+    failures: int = 0
+
+
 class Session:
     """The topology, clocks and books of a client, and the contexts made from them."""
 
@@ -89,7 +98,7 @@ class Session:
         self.closed = False
         self._complained = self._told_of_size = False
         self._lost_cluster: DcacheError | None = None  # why the last search for it failed
-        self._lost_since = 0.0
+        self._search = _Search()  # those that failed
         self._search_again = 0.0
 
     @property
@@ -104,6 +113,7 @@ class Session:
         """Become another writer, who trusts nothing that was under way."""
         self.shared.clock.reset(self._machine.new_writer())
         self.shared.backoff.reset()
+        self._search = _Search()
         self.searching = threading.Lock()
 
     def check_open(self) -> None:
@@ -121,27 +131,34 @@ class Session:
 
     def discovery_failed(self, error: DcacheError) -> None:
         """Nobody gave a table; the next search is for any cluster if that makes this client leave its own."""
-        now = self.settings.monotonic()
-        if self._lost_cluster is None:
-            self._lost_since = now
-        self._lost_cluster = error
         self.counters.errors += 1
-        if self.topology.not_found(now - self._lost_since):
-            self._lost_cluster = None
-        else:
+        self._lost_cluster = error
+        now, mine = self.settings.monotonic(), self.topology.cluster_id()
+        if self._search.signs != self.topology.signs_of_life:
+            self._search = _Search(now, self.topology.signs_of_life)
+        self._search.failures += 1
+        long_ago = now - self._search.since >= GIVEN_UP_AFTER and self._search.failures >= GIVEN_UP_SEARCHES
+        other = self.topology.give_up() if long_ago else None
+        if other is None:
             self.shared.backoff.failed(_SEEDS, str(error), now)
+            return
+        log.warning(
+            "no node of cluster %s is found any more, but one of %s: beginning anew with the seeds", mine, other
+        )
+        self._lost_cluster = None
 
     def discovered(self, table: MemberTable, source: str) -> None:
         """The search found this table at the node `source`."""
+        try:
+            self.topology.install(table)
+        except ClusterMismatch as error:
+            if not self.topology.foreign(source, table.settings.cluster_id):
+                self.discovery_failed(error)
+                raise
+            self.topology.install(table)
         self._lost_cluster = None
         self._search_again = self.settings.monotonic() + SEARCH_PAUSE * (0.5 + self.shared.random())
         self.shared.backoff.answered(_SEEDS)
-        try:
-            self.topology.install(table)
-        except ClusterMismatch:
-            if not self.topology.foreign(source, table.settings.cluster_id):
-                raise
-            self.topology.install(table)
 
     def note(self, error: Exception) -> None:
         """An operation failed for want of nodes: perhaps none of those that are known is there any more."""

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from dcache.drivers.channel import Handshake, Waiter
-from dcache.errors import ClusterMismatch, NodeError
+from dcache.errors import ClockSkew, ClusterMismatch, NodeError
 from dcache.ops.backoff import Backoff
 from dcache.ops.context import Counters
 from dcache.ops.effects import Call, LeftAlone, Link, Round
@@ -107,6 +107,8 @@ class Books:
             return
         if isinstance(error, ClusterMismatch) and error.cluster_id and self.topology.foreign(node, error.cluster_id):
             return
+        if isinstance(error, ClockSkew):  # who is of another cluster says that first
+            self.topology.sign_of_life()
         now = self.settings.monotonic()
         if not self.backoff.resting(node, now):  # else the calls on one broken connection would count one by one
             self.backoff.failed(node, str(error) or type(error).__name__, now)

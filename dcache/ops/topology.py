@@ -6,7 +6,7 @@ asking a random node now and then; all of it is merged, so order does not matter
 A client stays with its cluster.  Nodes that say they are of another one are failures, until a majority of the ring says
 the same other name: then the old cluster can never acknowledge anything again, and the client starts afresh.  Where the
 others are gone for good there never is such a majority; so it does what its program would do when it is restarted, once
-no node was found that is of its cluster, but one that is of another, for `GIVEN_UP_AFTER`.
+searches for so long found no node of its cluster, but one that is of another.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from dcache.wire import DEFAULT_PORT
 REFRESH = 30.0
 """Seconds between two questions for news, give or take a half."""
 
-GIVEN_UP_AFTER = 10.0
-"""Seconds after which a cluster of which nobody answers is given up, if one on its ring is of another."""
+GIVEN_UP_AFTER, GIVEN_UP_SEARCHES = 10.0, 5
+"""A cluster is given up after so many seconds, and so many searches, without a sign of life, if one on its ring is of
+another.  A search asks as many of the nodes as its time allows."""
 
 
 class Topology:
@@ -39,6 +40,8 @@ class Topology:
         self.table: MemberTable | None = None
         self.forsaken = False  # no member answered: ask the seeds again
         self._random = random
+        self.signs_of_life = 0
+        """How often a node was heard that is of this cluster, and gave its table or cannot be spoken with."""
         self._foreign: dict[str, str] = {}
         self._due = 0.0
         self.on_return: Callable[[str], None] = lambda name: None
@@ -51,7 +54,7 @@ class Topology:
         before = self.table
         self.table = table if before is None else before.merge(table)
         self.forsaken = False
-        self._foreign = {}  # it is there: what others said before counts when they say it again
+        self.sign_of_life()
         if before is not None and self.table is not before:
             for name in returned(before, self.table):
                 self.on_return(name)
@@ -103,12 +106,18 @@ class Topology:
         agreeing = sum(self._foreign.get(place.name) == cluster_id for place in table.ring_state.members)
         return agreeing >= majority(len(table.ring_state.members)) and self._leave()
 
-    def not_found(self, seconds: float) -> bool:
-        """All searches of so many seconds found no node of this cluster; whether that makes this client leave it."""
+    def sign_of_life(self) -> None:
+        """The cluster is there: what others said before counts when they say it again."""
+        self.signs_of_life += 1
+        self._foreign = {}
+
+    def give_up(self) -> str | None:
+        """No node of this cluster is found any more: leave it if one on its ring is of another, and tell which."""
         table = self.table
-        if table is None or seconds < GIVEN_UP_AFTER:
-            return False
-        return any(place.name in self._foreign for place in table.ring_state.members) and self._leave()
+        if table is None:
+            return None
+        others = [self._foreign[place.name] for place in table.ring_state.members if place.name in self._foreign]
+        return others[0] if others and self._leave() else None
 
     def _leave(self) -> bool:
         self.table = None

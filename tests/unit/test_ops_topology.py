@@ -12,7 +12,7 @@ import pytest
 from dcache.errors import ClusterMismatch, NodeError
 from dcache.membership import Health, MemberTable, RingState
 from dcache.ops import write
-from dcache.ops.topology import GIVEN_UP_AFTER, REFRESH, Topology
+from dcache.ops.topology import REFRESH, Topology
 from dcache.wire import Code
 from tests.unit.ops_kit import Cluster, Hand, make_table
 
@@ -165,20 +165,19 @@ def test_one_node_that_repeats_itself_is_no_majority() -> None:
     assert known.table == TABLE
 
 
-def test_a_cluster_that_nobody_is_of_any_more_is_given_up_after_a_while_if_one_is_of_another() -> None:
+def test_a_cluster_is_given_up_if_one_on_its_ring_is_of_another() -> None:
     known = settled()
     assert not known.foreign("a", "another")
-    assert not known.not_found(GIVEN_UP_AFTER - 1)
-    assert known.table == TABLE
-    assert known.not_found(GIVEN_UP_AFTER)
+    assert known.give_up() == "another"
     assert known.table is None
+    assert known.give_up() is None
 
 
 def test_a_cluster_of_which_nobody_answers_is_not_given_up_for_that() -> None:
     """Its nodes may all be restarting, and this client knows more of them than its seeds."""
     known = settled()
     known.foreign("stranger", "another")
-    assert not known.not_found(3600)
+    assert known.give_up() is None
     assert known.table == TABLE
 
 
@@ -186,7 +185,7 @@ def test_a_sign_of_life_of_the_cluster_takes_back_what_was_said_against_it() -> 
     known = settled()
     known.foreign("a", "another")
     known.install(TABLE)
-    assert not known.not_found(3600)
+    assert known.give_up() is None
     assert not known.foreign("b", "another")
     assert known.table == TABLE
 

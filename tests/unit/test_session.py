@@ -20,9 +20,9 @@ from dcache import AsyncClient, Client
 from dcache.client.forks import _in_child, reset_after_fork
 from dcache.client.session import SEARCH_PAUSE, Configuration, Session, View, key_from_bytes, parse_url
 from dcache.drivers.machine import THIS_MACHINE
-from dcache.errors import ClientClosed, InvalidKey, NoNodesAvailable, QuorumError
+from dcache.errors import ClientClosed, ClockSkew, ClusterMismatch, InvalidKey, NoNodesAvailable, QuorumError
 from dcache.membership import Member, MemberTable, RingState, Settings
-from dcache.ops.topology import GIVEN_UP_AFTER
+from dcache.ops.topology import GIVEN_UP_AFTER, GIVEN_UP_SEARCHES
 from tests.unit.ops_kit import make_table
 
 # -- URLs ---------------------------------------------------------------------------------------------------------
@@ -238,20 +238,81 @@ def test_a_search_that_succeeds_ends_the_pause_and_makes_the_next_one_short(sess
     session.check_discovery()
 
 
-def test_a_client_that_gives_up_its_cluster_searches_for_any_at_once(session: Session, clock: FakeTime) -> None:
+# -- a cluster that is not there any more -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deserted(session: Session) -> Session:
+    """A client that knows of three nodes, one of which is of another cluster now."""
     session.discovered(make_table(("a", "b", "c")), "a")
     session.topology.foreign("a", "another")
-    session.discovery_failed(LOST)
-    clock.now += GIVEN_UP_AFTER - 1
-    session.discovery_failed(LOST)
-    assert session.topology.cluster_id() == "kit"
+    return session
+
+
+def in_vain(session: Session, clock: FakeTime, searches: int, pause: float) -> bool:
+    """Whether the client has given up its cluster after so many searches, the first of them at once."""
+    for number in range(searches):
+        clock.now += pause if number else 0.0
+        session.discovery_failed(LOST)
+    return session.topology.cluster_id() is None
+
+
+def test_a_cluster_that_is_not_found_for_long_is_given_up_for_another_and_any_is_searched_for_at_once(
+    deserted: Session, clock: FakeTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not in_vain(deserted, clock, 11, (GIVEN_UP_AFTER - 1) / 10)
     with pytest.raises(NoNodesAvailable):
-        session.check_discovery()
-    clock.now += 1
-    session.discovery_failed(LOST)
-    assert session.topology.cluster_id() is None
-    session.check_discovery()
-    assert session.counters.errors == 4
+        deserted.check_discovery()
+    assert not caplog.messages
+    clock.now += 1.1
+    assert in_vain(deserted, clock, 1, 0.0)
+    deserted.check_discovery()
+    assert "no node of cluster kit is found any more, but one of another" in caplog.text
+
+
+def test_a_few_searches_are_not_enough_however_long_ago_the_first_was(deserted: Session, clock: FakeTime) -> None:
+    assert not in_vain(deserted, clock, GIVEN_UP_SEARCHES - 1, 3600.0)
+    assert in_vain(deserted, clock, 1, 0.0)
+
+
+def test_a_sign_of_life_between_two_searches_begins_the_count_anew(deserted: Session, clock: FakeTime) -> None:
+    assert not in_vain(deserted, clock, GIVEN_UP_SEARCHES - 1, 3600.0)
+    deserted.topology.install(make_table(("a", "b", "c")))  # pushed by a node
+    deserted.topology.foreign("a", "another")
+    clock.now += 3600.0
+    assert not in_vain(deserted, clock, GIVEN_UP_SEARCHES + 1, 1.0)
+
+
+def test_a_node_with_another_clock_is_a_sign_of_life(deserted: Session, clock: FakeTime) -> None:
+    """It said first that it is of this cluster."""
+    deserted.books.failed("b", ClockSkew("60 s off"))
+    assert not in_vain(deserted, clock, 20, 3600.0)
+
+
+def test_a_forked_child_counts_its_own_searches(deserted: Session, clock: FakeTime) -> None:
+    assert not in_vain(deserted, clock, GIVEN_UP_SEARCHES - 1, 3600.0)
+    deserted.after_fork()
+    assert not in_vain(deserted, clock, GIVEN_UP_SEARCHES - 1, 3600.0)
+
+
+def test_the_table_of_another_cluster_is_no_table_found(deserted: Session, clock: FakeTime) -> None:
+    found = make_table(("a",), cluster_id="another")
+    for _ in range(GIVEN_UP_SEARCHES):
+        assert deserted.topology.cluster_id() == "kit"
+        with pytest.raises(ClusterMismatch):
+            deserted.discovered(found, "a")
+        clock.now += GIVEN_UP_AFTER
+    deserted.discovered(found, "a")
+    assert deserted.topology.cluster_id() == "another"
+
+
+def test_nobody_is_given_up_for_not_answering(session: Session, clock: FakeTime) -> None:
+    session.discovered(make_table(("a", "b", "c")), "a")
+    session.topology.foreign("stranger", "another")
+    assert not in_vain(session, clock, 20, 3600.0)
+
+
+# -- when to search ---------------------------------------------------------------------------------------------------
 
 
 def test_members_of_which_none_answers_are_searched_for_anew_but_not_all_the_time(
