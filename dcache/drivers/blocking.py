@@ -37,7 +37,7 @@ class BlockingDriver:
     def reset(self) -> None:
         """Start with no connections: at the beginning, and in a forked child, which must leave its parent's alone."""
         self._most = self._books.settings.max_connections
-        self.pools: dict[str, Pool] = {}
+        self.pools: dict[str, Pool] = {}  # in a child that was forked amid an operation there is none for its nodes
         self._lock = threading.Lock()  # guards the making of pools
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self.closed = False

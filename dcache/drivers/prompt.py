@@ -95,31 +95,22 @@ def answers(begun: Sequence[Sent], books: Books, patience: float, *, raced: bool
         usual = estimate.patience if raced else inf
         left = min(patience, usual)
         if one.fault is not None or one.connection.unsent or not one.read_in_time(since + left - now, since + left):
-            _look_at(begun[at:])
-            _told(begun, books)
+            _look_at(begun[at:], books)
             return None
         if several:
             now = time.monotonic()
+        if not books.calm:
+            books.answered(one.call.node)
         if raced and (before - since <= FLOOR or now - since <= usual < inf):
             estimate.add(now - since)
         results.append(one.result)
-    _told(begun, books)
     return results if now - since <= RESTART or _all_live(begun[:-1]) else None
 
 
-def _look_at(others: Sequence[Sent]) -> None:
+def _look_at(others: Sequence[Sent], books: Books) -> None:
     """Take in what is there, before it would seem to have come only when the operation looks."""
     for one in others:
-        if one.fault is None:
-            one.read_in_time(0.0, 0.0)
-
-
-def _told(begun: Sequence[Sent], books: Books) -> None:
-    """Whoever answered is well."""
-    if books.calm:
-        return
-    for one in begun:
-        if one.answered and one.error is None:
+        if one.fault is None and one.read_in_time(0.0, 0.0):
             books.answered(one.call.node)
 
 

@@ -307,6 +307,15 @@ def test_no_connection_stays_in_use_when_a_node_in_trouble_is_looked_at_in_passi
         assert [len(pool._in_use) for pool in client.engine.driver.pools.values()] == [0, 0, 0]
 
 
+def test_an_answer_ends_what_its_node_owed(three: Nodes) -> None:
+    with three.client() as client:
+        hedging = client.session.books.hedging
+        for node in three.nodes:
+            hedging.unanswered(node.name, time.monotonic(), time.monotonic())
+        assert client.get("key") == "key"
+        assert set(hedging.owed) == {three.nodes[2].name}, "who was not asked owes it still"
+
+
 # -- when it is not, the operation takes over -------------------------------------------------------------------------
 
 
