@@ -7,6 +7,12 @@ REGRESSIONS: tuple[tuple[str, int, str], ...] = (
     ("crashes", 7, "clients stayed with a cluster that had lost all memory"),
     ("available", 491, "the same, where half of its ring was gone for good"),
     ("available", 1033, "the same, where most of it was"),
+    ("available", 2592, "a simulated task went on in the context of another, and computed what that was computing"),
+    (
+        "linearizable",
+        3668,
+        "with clocks far off slots were started over below what was acknowledged, beyond the promise",
+    ),
     ("linearizable", 1469, "a change that failed left a promise far ahead of all clocks"),
     ("crashes", 10, "a counter outlived a clear that it overlapped"),
     ("changes", 75, "a newcomer asked members that had left"),

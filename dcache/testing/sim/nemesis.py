@@ -25,6 +25,7 @@ class Nemesis:
         self.cluster, self.kinds, self.skew_ms = cluster, kinds, skew_ms
         self.made: dict[str, int] = {}
         self._told: set[str] = set()  # to leave, and not readmitted since
+        self._skewed = False  # whether the clock of a node was ever further off than nodes tolerate
         self.blackouts: list[int] = []  # when, in microseconds
         self._sim, self._network, self._random = cluster.simulation, cluster.simulation.network, random
 
@@ -134,13 +135,17 @@ class Nemesis:
         host = self._random.choice(list(self._sim.hosts.values()))
         most = self._random.choice((0, min(self.skew_ms, 12_000), self.skew_ms))
         wanted = self._random.randint(-most, most)
+        self._skewed |= abs(wanted) > TOLERATED_MS and host.name in self.cluster.nodes
         host.step_clock(wanted - host.clock.offset_ms)
         return self._say(f"sets the clock of {host.name} {wanted:+d} ms off")
 
     def _expendable(self) -> list[NodeHost]:
         """Those without whom there is still a member who knows the newest ring state: were all who know it to forget
         it, they would form another cluster, which is `blackout`.  Who is coming has no say in what follows, but can
-        call the only member back to its cluster if that is started again, unless it stands still or is cut off."""
+        call the only member back to its cluster if that is started again, unless it stands still or is cut off.
+
+        What is started over goes by clocks.  Where those may have been far off nobody ends while another member has
+        not completed: then nothing is started over for want of owners that remember."""
         running = self.cluster.running()
         newest = max((node.epoch for node in running), default=0)
         knowing = [
@@ -152,7 +157,12 @@ class Nemesis:
             node
             for node in running
             if any(one is not node and (_is_member(one) or self._can_call(one, node)) for one in knowing)
+            and (not self._skewed or self._others_remember(node))
         ]
+
+    def _others_remember(self, node: NodeHost) -> bool:
+        others = [self.cluster.nodes[name] for name in self.cluster.newest_names() if name != node.name]
+        return all(one.running and one.node is not None and one.store.all_complete for one in others)
 
     def _can_call(self, one: NodeHost, other: NodeHost) -> bool:
         ways = ((one.name, other.name), (other.name, one.name))
