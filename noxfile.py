@@ -2,8 +2,8 @@
 
 Each session installs from pyproject.toml alone: the tools, pinned, from the `dev` extra, the supported Pythons from
 the classifiers, the lowest dependencies from their lower bounds.  Venvs are made by virtualenv and filled by pip, not
-by uv: pip reads the index and certificate settings that a machine already has, and uv would save seconds only.  Tests
-in memory run on two cores; those with real processes run one after the other, for they would compete.
+by uv: pip reads the index and certificate settings that a machine already has, and uv would save seconds only.  Two
+tests run at a time, of those with real processes too, which mostly wait; only those that measure time run alone.
 """
 
 from __future__ import annotations

@@ -37,10 +37,14 @@ Run = Callable[..., Any]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Take the package's own plugin from the source tree where the package is not installed."""
-    from dcache.testing import plugin
+    from dcache.testing import cluster, plugin
 
     if not config.pluginmanager.is_registered(plugin):
         config.pluginmanager.register(plugin, "dcache")
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None:  # two at a time take no port that the other has found free, or left for a moment
+        count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cluster.PORTS = cluster.PORTS[int(worker.removeprefix("gw")) :: count]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
