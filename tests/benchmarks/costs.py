@@ -128,7 +128,7 @@ def node_connection() -> Connection:
 def per_call(call: Callable[[], object], seconds: float) -> float:
     """Microseconds of CPU, the least of many short runs: whatever else the machine does only adds to them."""
     count, best, end = 1, float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while time.perf_counter() < end or best == float("inf"):
         begun = time.process_time()
         for _ in range(count):
             call()

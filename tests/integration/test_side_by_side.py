@@ -56,4 +56,4 @@ def test_what_requests_cost_in_memory_is_told_with_the_functions_that_are_called
         "node: get, with a lifetime",
         "node: get_many of 100",
     ]
-    assert all("functions" in line and " 0.00 us" not in line for line in lines)
+    assert all(0.0 < float(line[34:].split()[0]) < 100_000 for line in lines)

@@ -80,9 +80,10 @@ class Threads:
             raise self._errors[0]
 
     def _start(self, threads: Iterable[threading.Thread]) -> None:
-        """Those that are to be: an interrupt comes when the first are at work already, too."""
+        """Those that are to be: an interrupt comes when the first are at work already, too.  One that was just being
+        started then is not waited for; it finds that the schedule has ended."""
         for thread in threads:
-            if not self._schedule.stopped and thread.ident is None:
+            if not self._schedule.stopped:
                 thread.start()
 
     def _watch(self, threads: Collection[threading.Thread], look: Callable[[], object]) -> None:
