@@ -84,7 +84,7 @@ class Unanswered(NamedTuple):
 class Channel:
     """See the module.  It is the `Link` of every reply that came through it."""
 
-    def __init__(self, handshake: Handshake, on_table: Callable[[Any], None]) -> None:
+    def __init__(self, handshake: Handshake, on_table: Callable[[Any], object]) -> None:
         self.alive = True
         self.ready = False
         self.limits = Limits()

@@ -103,7 +103,7 @@ class Books:
         if isinstance(error, NodeError):
             self.answered(node)
             if error.code == Code.WRONG_RING:
-                self.topology.offer(error.detail, node)
+                self.topology.refused(error.detail, node)
             return
         if isinstance(error, ClusterMismatch) and error.cluster_id and self.topology.foreign(node, error.cluster_id):
             return

@@ -7,6 +7,10 @@ A client stays with its cluster.  Nodes that say they are of another one are fai
 the same other name: then the old cluster can never acknowledge anything again, and the client starts afresh.  Where the
 others are gone for good there never is such a majority; so it does what its program would do when it is restarted, once
 searches for so long found no node of its cluster, but one that is of another.
+
+Where a majority of the ring refuses calls because it knows an earlier ring only, the client goes back to that: either
+the later one has not got about yet, or all who agreed on it have lost their memory.  Nodes see to it that nobody reads
+or writes under a ring that is not in force, so this does no harm.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ class Topology:
         self.signs_of_life = 0
         """How often a node was heard that is of this cluster, and gave its table or cannot be spoken with."""
         self._foreign: dict[str, str] = {}
+        self._behind: frozenset[str] = frozenset()  # who refused calls, for they know an earlier ring
         self._due = 0.0
         self.on_return: Callable[[str], None] = lambda name: None
         """Called with the name of every member that is said to be there again, or elsewhere."""
@@ -50,28 +55,42 @@ class Topology:
         """Called when this client has left its cluster."""
 
     def install(self, table: MemberTable) -> None:
-        """Take in a table; one of another cluster is `ClusterMismatch`."""
+        """Take in a table; one of another cluster is `ClusterMismatch`.  One of an earlier ring is no sign of life."""
         before = self.table
         self.table = table if before is None else before.merge(table)
         self.forsaken = False
-        self.sign_of_life()
+        if before is None or table.ring_state.epoch >= before.ring_state.epoch:
+            self.sign_of_life()
         if before is not None and self.table is not before:
             for name in returned(before, self.table):
                 self.on_return(name)
 
-    def offer(self, data: Any, source: str) -> None:
-        """Take in what the node `source` sent as its table; one that makes no sense changes nothing, and another
-        cluster's says which the node is of: it may have joined that after it said hello."""
+    def offer(self, data: Any, source: str) -> MemberTable | None:
+        """Take in what the node `source` sent as its table, and return it if it is one of this cluster.  One that makes
+        no sense changes nothing, and another cluster's says which the node is of: it may have joined that after it
+        said hello."""
         try:
             table = MemberTable.from_wire(data)
         except ProtocolError:
-            return
+            return None
         if self.table is None:
-            return
+            return None
         try:
             self.install(table)
         except ClusterMismatch:
             self.foreign(source, table.settings.cluster_id)
+            return None
+        return table
+
+    def refused(self, data: Any, source: str) -> None:
+        """The node `source` refused a call that was made under another ring than its own, and sent its table."""
+        told, mine = self.offer(data, source), self.table
+        if told is None or mine is None or told.ring_state.epoch >= mine.ring_state.epoch:
+            return
+        ring = frozenset(place.name for place in mine.ring_state.members)
+        self._behind = (self._behind | {source}) & ring
+        if len(self._behind) >= majority(len(ring)):
+            self.table, self._behind = told, frozenset()
 
     def address(self, node: str) -> tuple[str, int]:
         """Where a member is, by its name; a seed is its own address."""
@@ -109,7 +128,7 @@ class Topology:
     def sign_of_life(self) -> None:
         """The cluster is there: what others said before counts when they say it again."""
         self.signs_of_life += 1
-        self._foreign = {}
+        self._foreign, self._behind = {}, frozenset()
 
     def give_up(self) -> str | None:
         """No node of this cluster is found any more: leave it if one on its ring is of another, and tell which."""

@@ -190,6 +190,37 @@ def test_a_sign_of_life_of_the_cluster_takes_back_what_was_said_against_it() -> 
     assert known.table == TABLE
 
 
+def test_a_majority_that_refuses_calls_for_an_earlier_ring_takes_the_client_back_to_it() -> None:
+    """All who agreed on the later one may have lost their memory."""
+    known = settled(GROWN)
+    earlier = make_table(("a", "b", "c", "d"), ring_version=1)
+    for node in ("a", "stranger", "b", "a"):
+        known.refused(earlier.to_wire(), node)
+        assert known.table == GROWN
+    known.refused(earlier.to_wire(), "c")
+    assert known.table == earlier
+    known.install(GROWN)
+    assert known.table == GROWN, "it had not got about yet"
+
+
+def test_what_is_behind_counts_no_more_once_the_ring_was_heard_of_again() -> None:
+    known = settled(GROWN)
+    earlier = make_table(("a", "b", "c", "d"), ring_version=1)
+    known.refused(earlier.to_wire(), "a")
+    known.refused(earlier.to_wire(), "b")
+    known.install(GROWN)
+    known.refused(earlier.to_wire(), "c")
+    assert known.table == GROWN
+
+
+def test_an_earlier_ring_that_is_merely_told_of_changes_nothing() -> None:
+    known = settled(GROWN)
+    earlier = make_table(("a", "b", "c", "d"), ring_version=1)
+    for node in "abcd":
+        known.offer(earlier.to_wire(), node)
+    assert known.table == GROWN
+
+
 def test_a_majority_that_names_different_clusters_changes_nothing() -> None:
     known = settled()
     known.foreign("a", "another")
