@@ -147,7 +147,7 @@ def clear(ctx: Context) -> Op[None]:
 def _everywhere(ctx: Context, method: str, params: tuple[Any, ...], in_doubt: bool) -> Op[Version]:
     """The highest version told by the nodes, of which every slot has enough among those that answered."""
     needed = ctx.everywhere(lambda n: max(ctx.writes(n), majority(n)) if ctx.strict else 1)
-    round_ = TopRound([ctx.call(node, method, *params) for node in ctx.nodes], needed)
+    round_ = TopRound(ctx.calls(ctx.nodes, method, *params), needed)
     yield round_
     if not round_.enough():
         raise quorum_error(method, round_, round_.shortage(), in_doubt=in_doubt, explain=explain_read)
@@ -219,7 +219,7 @@ def holders(ctx: Context, key: Key) -> Op[dict[str, Holding]]:
     answers."""
     raw = ctx.key(key)
     owners = ctx.owners(raw)
-    round_ = _PeekRound([ctx.call(node, "peek", raw) for node in owners])
+    round_ = _PeekRound(ctx.calls(owners, "peek", raw))
     yield round_
     reasons = {failure.node: str(failure.error) or type(failure.error).__name__ for failure in round_.failures}
     if not round_.replies:

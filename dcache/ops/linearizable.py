@@ -74,7 +74,7 @@ class TopRound(QuorumRound):
 def top_round(ctx: Context, key: bytes) -> TopRound:
     """The first round of a write of `key`: as many owners are asked as a read asks."""
     reads = ctx.quorums(key).reads
-    first, spares = reads.split([ctx.call(node, "top", key) for node in ctx.readers(key)])
+    first, spares = reads.split(ctx.calls(ctx.readers(key), "top", key))
     return TopRound(first, reads, spares)
 
 

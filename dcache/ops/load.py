@@ -94,7 +94,7 @@ def fill(ctx: Context, key: Key, claim: Claim, data: bytes, flags: int, ttl: Ttl
     if not needed.met([promise for promise in claim.promises if promise.link.alive]):
         counters.fills_refused += 1
         return False
-    calls = [ctx.call(node, "accept", raw, claim.version, data, flags, life) for node in ctx.writers(raw)]
+    calls = ctx.calls(ctx.writers(raw), "accept", raw, claim.version, data, flags, life)
     round_ = WriteRound(calls, quorums.writes)
     yield round_
     stored = round_.enough()

@@ -93,7 +93,7 @@ def prepared(ctx: Context, key: bytes, *, above: Version | None = None) -> Op[tu
     clock, needed, wait = ctx.shared.clock, ctx.quorums(key).majority, FIRST_WAIT
     ballot = clock.stamp() if above is None else clock.above(above)
     while True:
-        round_ = PrepareRound([ctx.call(node, "prepare", key, ballot) for node in ctx.owners(key)], needed)
+        round_ = PrepareRound(ctx.calls(ctx.owners(key), "prepare", key, ballot), needed)
         yield round_
         if needed.met(round_.granted()):
             return ballot, round_
@@ -108,7 +108,7 @@ def prepared(ctx: Context, key: bytes, *, above: Version | None = None) -> Op[tu
 
 def release(ctx: Context, key: bytes, ballot: Version) -> Detached:
     """Give up a ballot with which nothing will be written."""
-    return Detached([ctx.call(node, "release", key, ballot) for node in ctx.owners(key)])
+    return Detached(ctx.calls(ctx.owners(key), "release", key, ballot))
 
 
 def change(ctx: Context, what: str, key: bytes, decide: Callable[[Record | None], Change[T]]) -> Op[T]:

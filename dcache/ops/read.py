@@ -75,10 +75,7 @@ def _ask(ctx: Context, key: bytes, claim: Version | None, unreadable: Version, f
     nodes = ctx.readers(key)
     if first:
         nodes = (*first, *(node for node in nodes if node not in first))
-    if claim is None:
-        calls = [ctx.call(node, "get", key) for node in nodes]
-    else:
-        calls = [ctx.call(node, "claim", key, claim, unreadable) for node in nodes]
+    calls = ctx.calls(nodes, "get", key) if claim is None else ctx.calls(nodes, "claim", key, claim, unreadable)
     verdict = yield from _settle(ctx, key, calls)
     if claim is not None and verdict.candidate is None:
         asked = {reply.node for reply in verdict.promises}
@@ -178,7 +175,7 @@ def decoded(ctx: Context, record: Record, default: Any) -> Any:
 def ttl(ctx: Context, key: Key) -> Op[float | None]:
     """The remaining life in seconds, inf for no expiry, None where the key is absent."""
     raw = ctx.key(key)
-    verdict = yield from _settle(ctx, raw, [ctx.call(node, "peek", raw) for node in ctx.readers(raw)])
+    verdict = yield from _settle(ctx, raw, ctx.calls(ctx.readers(raw), "peek", raw))
     if verdict.candidate is not None and ctx.quorums(raw).hold.met(verdict.holders):
         remaining = verdict.record().ttl
     elif verdict.candidate is None:
