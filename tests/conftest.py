@@ -36,7 +36,8 @@ Run = Callable[..., Any]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take the package's own plugin from the source tree where the package is not installed."""
+    """Take the package's own plugin from the source tree where the package is not installed, and ports of its own for
+    each of several workers."""
     from dcache.testing import cluster, plugin
 
     if not config.pluginmanager.is_registered(plugin):

@@ -52,7 +52,7 @@ def answer(held: bytes, now: int) -> bytes | None:
     """The MessagePack of `(True, version, value, flags, ttl)`; None once its life is over."""
     if held[0]:
         return held
-    left = int.from_bytes(held[-_DEADLINE:], "big") - now
+    left = ends_at(held) - now
     if left <= 0:
         return None
     rest = held[1:-_DEADLINE] if len(held) < _CHEAP else memoryview(held)[1:-_DEADLINE]
