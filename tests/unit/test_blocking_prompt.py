@@ -104,8 +104,9 @@ class ScriptedNode:
         if result is None:
             self.owed.append(lambda: sock.sendall(encode_reply(message_id, held(asked.decode()))))
             return
+        last = self.hangs_up_after  # for once the reply is out, the client may go on and tell the next one to be the last
         sock.sendall(reply)
-        if self.hangs_up_after:
+        if last:
             _hang_up(sock)
             self.hung_up.set()
 
