@@ -45,6 +45,21 @@ def test_a_spread_is_the_median_with_its_quartiles() -> None:
     assert spread([7]) == (7, 7, 7)
 
 
+def test_who_comes_to_a_stall_is_given_less_to_do() -> None:
+    """Or it would keep all others waiting: a round was to take a second, and the second one takes a thousand."""
+    rounds: list[int] = []
+
+    def stalling(count: int) -> Spent:
+        each = 1.0 if rounds else 0.001
+        if count == 1000 or rounds:
+            rounds.append(count)
+        return Spent(count, count * each)
+
+    found = run([Contestant("slow", stalling)], rounds=4)
+    assert rounds == [1000, 1000, 1, 1]
+    assert [spent.rate for spent in found.rounds["slow"]] == pytest.approx([1000, 1, 1, 1])
+
+
 def test_ratios_are_taken_within_each_round() -> None:
     """A machine that is ten times slower in one round leaves the ratio as it is."""
     mine = [Spent(200, 1.0), Spent(200, 10.0), Spent(200, 2.0)]

@@ -68,6 +68,11 @@ class Race:
         return ratio(self.rounds[name], self.rounds[to])
 
 
+STALLED = 10
+"""How many times its share of a round a contestant may take before it is given less to do: there are clients that come
+to wait for a timer with every batch, and everybody else would wait for them."""
+
+
 @attrs.frozen
 class Pace:
     """How many rounds, how many seconds a contestant has in each, and what draws their order."""
@@ -97,7 +102,10 @@ def race(job: Job, contestants: Iterable[Contestant], skipped: dict[str, str], p
         counts[contestant.name] = calibrated(contestant, pace.seconds)
 
     def turn(contestant: Contestant) -> None:
-        rounds[contestant.name].append(contestant.run(counts[contestant.name]))
+        spent = contestant.run(counts[contestant.name])
+        rounds[contestant.name].append(spent)
+        if spent.seconds > STALLED * pace.seconds:
+            counts[contestant.name] = operations_for(spent, pace.seconds, contestant.unit)
 
     for name in list(running):
         attempt(name, calibrate)
