@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -24,7 +25,7 @@ PROTOCOL = 1
 
 DEFAULT_PORT = 7400
 REQUEST, REPLY, NOTIFICATION = 0, 1, 2
-_IDS = 1 << 32  # there are so many message ids
+IDS = 1 << 32  # there are so many message ids
 
 
 class Code(enum.IntEnum):
@@ -92,6 +93,7 @@ pack: Callable[[object], bytes] = msgpack.Packer(use_bin_type=True, autoreset=Tr
 
 _array_head: Callable[[int], bytes] = msgpack.Packer(autoreset=True).pack_array_header
 _reply_head = struct.Struct(">3sIB").pack
+_LONE = 8  # bytes of that head
 
 
 def check_key(key: bytes, limits: Limits) -> None:
@@ -118,6 +120,17 @@ def reply_with(message_id: int, encoded: bytes) -> bytes:
     return _reply_head(b"\x94\x01\xce", message_id, 0xC0) + encoded  # array of four, REPLY, id in 32 bits, nil
 
 
+def lone_result(data: bytes, message_id: int) -> Any:
+    """The result in `data`, if that is what `reply_with` makes of it, whole and alone; None for whatever else it is,
+    which a `Decoder` is to look at then."""
+    if data[:_LONE] == _reply_head(b"\x94\x01\xce", message_id, 0xC0):
+        try:
+            return _unpack_result(data[_LONE:])
+        except (ValueError, TypeError):  # not all of it, or more than that, or nothing that we take
+            return None
+    return None
+
+
 def encode_error(message_id: int | None, code: Code, detail: object = None) -> bytes:
     """An error reply; the id is nil where the request's own could not be read."""
     return pack((REPLY, message_id, (int(code), MESSAGES[code], detail), None))
@@ -130,6 +143,11 @@ def encode_notification(method: str, params: Sequence[Any]) -> bytes:
 def pack_array(encoded: Sequence[bytes]) -> bytes:
     """The array of these objects, each MessagePack already."""
     return b"".join((_array_head(len(encoded)), *encoded))
+
+
+_unpack_result = partial(
+    msgpack.unpackb, use_list=False, max_array_len=Limits().max_batch, max_map_len=Limits().max_batch, max_ext_len=0
+)
 
 
 class Decoder:
@@ -210,7 +228,7 @@ def check_message(message: Any) -> tuple[Any, ...]:
     if type(message) is tuple:
         if len(message) == 4:
             kind, message_id, third, last = message
-            numbered = type(message_id) is int and 0 <= message_id < _IDS
+            numbered = type(message_id) is int and 0 <= message_id < IDS
             if type(kind) is int:
                 if kind == REQUEST and numbered and type(third) is str and type(last) is tuple:
                     return message

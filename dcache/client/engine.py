@@ -43,7 +43,7 @@ class Engine:
         """As `run`, for an operation that reads; `way` is the driver's, of having what it can `told` promptly."""
         timeout, since = view.options.timeout, time.monotonic()
         deadline = since + timeout
-        ctx = self._context(view, deadline, timeout)
+        ctx = view.context_at_hand() or self._context(view, deadline, timeout)
         try:
             return way(ctx, since, timeout, told, operation, *args)
         except (QuorumError, ClusterMismatch) as error:

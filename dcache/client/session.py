@@ -204,6 +204,14 @@ class View:
         """This view with so many seconds for an operation."""
         return View(self.session, attrs.evolve(self.configuration, timeout=timeout))
 
+    def context_at_hand(self) -> Context | None:
+        """The context of the last operation, if nothing has changed since."""
+        session, context = self.session, self._context
+        topology = session.topology
+        if context is None or context.table is not topology.table or topology.forsaken or session.closed:
+            return None
+        return context
+
     def context(self) -> Context | None:
         """The context for an operation that starts now; None if the table has just been given up."""
         table, context = self.session.topology.table, self._context

@@ -112,7 +112,10 @@ class Client(View):
 
     def get(self, key: Key, default: Any = None) -> Any:
         """The value of `key`, or `default`.  None is a value like any other."""
-        return self._or_read(default, self.engine.driver.read, prompt.value, read.get, key, default)
+        try:
+            return self.engine.read(self, self.engine.driver.read, prompt.value, read.get, key, default)
+        except UNREACHABLE:
+            return self._missed(default)
 
     def gets(self, key: Key) -> Item | None:
         """The value of `key` as an `Item` with its version, for `cas`, and its remaining life; None if absent."""
@@ -193,7 +196,10 @@ class Client(View):
 
     def get_many(self, keys: Iterable[K]) -> dict[K, Any]:
         """The values of those of `keys` that are there, under the keys as given."""
-        return self._or_read({}, self.engine.driver.read_many, batch.values, batch.get_many, tuple(keys))
+        try:
+            return self.engine.read(self, self.engine.driver.read_many, batch.values, batch.get_many, tuple(keys))
+        except UNREACHABLE:
+            return self._missed({})
 
     def set_many(self, mapping: Mapping[K, Any], ttl: TtlOrDefault = DEFAULT) -> dict[K, DcacheError]:
         """Store all values; returns what went wrong by key, empty when all is well.
@@ -326,20 +332,13 @@ class Client(View):
         try:
             return self.engine.run(self, operation, *args, **kw)
         except UNREACHABLE:
-            if self.options.on_error == "raise":
-                raise
-            return miss
+            return self._missed(miss)
 
-    def _or_read(
-        self, miss: T, way: Callable[..., T], told: Callable[..., T], operation: Callable[..., Op[T]], *args: Any
-    ) -> T:
-        """As `_or`; see `Engine.read`."""
-        try:
-            return self.engine.read(self, way, told, operation, *args)
-        except UNREACHABLE:
-            if self.options.on_error == "raise":
-                raise
-            return miss
+    def _missed(self, miss: T) -> T:
+        """`miss`, unless the error that is being handled is to be raised."""
+        if self.options.on_error == "raise":
+            raise  # noqa: PLE0704  # only called where one is
+        return miss
 
     def _detach(self, *keys: Key) -> None:
         """These keys were changed: what is being computed for them is not for those who ask from now on."""

@@ -20,7 +20,7 @@ from dcache.drivers.pool import PROMPT, Connection, Held, Pool
 from dcache.drivers.prompt import Sent, TakeOver
 from dcache.errors import ClientClosed, DcacheError
 from dcache.ops import batch
-from dcache.ops.context import Context, K, Key
+from dcache.ops.context import Context, K, Key, key_to_bytes
 from dcache.ops.effects import Detached, Op, Round
 from dcache.ops.prompt import Answer, agreed, plan, settle_many, targets
 
@@ -100,11 +100,12 @@ class BlockingDriver:
     ) -> T:
         """Read `key`: `told(ctx, answer, *args)` if an answer is to be had promptly, else run `operation(ctx, key,
         *args)`.  The time counts from `since` on the monotonic clock."""
-        raw, deadline, patience = ctx.key(key), since + timeout, timeout * PATIENCE
+        raw, deadline, patience = key_to_bytes(key, ctx.shared.limits), since + timeout, timeout * PATIENCE
         leases = Leases(self, self._books, deadline)
         try:
             nodes = targets(ctx, raw, since) if PROMPT else None
-            begun = leases.begin(ctx.calls(nodes or (), "get", raw), since, patience, raced=ctx.raced)
+            calls = ctx.calls(nodes, "get", raw) if nodes else ()
+            begun = leases.begin(calls, since, patience, raced=ctx.raced)
             if not begun:
                 return self._drive(operation(ctx, key, *args), leases, deadline, timeout)
             answers = prompt.answers(begun, self._books, patience, raced=ctx.raced)

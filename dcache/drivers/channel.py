@@ -8,13 +8,14 @@ caller sees its reply.  Nothing but `hello` is sent before `hello` is answered.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, repeat
 from typing import Any, NamedTuple, Protocol
 
 import attrs
 
 from dcache.errors import ClockSkew, ClusterMismatch, NodeError, ProtocolError
 from dcache.ops.effects import Call, Link
-from dcache.wire import FRAME_CEILING, PROTOCOL, REPLY, REQUEST, Decoder, Limits, encode_request
+from dcache.wire import FRAME_CEILING, IDS, PROTOCOL, REPLY, REQUEST, Decoder, Limits, encode_request
 
 HELLO_ID = 0
 _LIMITS = tuple(field.name for field in attrs.fields(Limits))
@@ -95,30 +96,21 @@ class Channel:
         self._out: list[bytes] = [encode_request(HELLO_ID, "hello", handshake.params())]
         self._held: list[bytes] = []  # requests that wait for the answer to hello
         self._waiting: dict[int, _Waiting] = {}
-        self._next_id = HELLO_ID + 1
+        self.ids = chain.from_iterable(repeat(range(HELLO_ID + 1, IDS)))  # of the requests to come
 
     def request(self, call: Call, waiter: Waiter | None, now: float) -> None:
         """Queue a call; with no waiter its reply will be dropped."""
-        frame = self.frame(call, waiter, now)
-        (self._out if self.ready else self._held).append(frame)
+        message_id = next(self.ids)
+        (self._out if self.ready else self._held).append(encode_request(message_id, call[1], call[2]))
+        self.expect(message_id, call, waiter, now)
 
-    def frame(self, call: Call, waiter: Waiter | None, now: float) -> bytes:
-        """As `request`, for who sends it at once and alone."""
-        message_id = self._next_id
-        self._next_id = message_id + 1 if message_id < 0xFFFFFFFF else HELLO_ID + 1
-        frame = encode_request(message_id, call[1], call[2])
-        self._waiting[message_id] = (call, waiter, now)
-        return frame
-
-    def hand_over(self, call: Call, waiter: Waiter, to: Waiter) -> None:
-        """What `waiter` waits for is from now on the answer to the equal `call` of another, who waits for it."""
-        for message_id, (_, whose, since) in self._waiting.items():
-            if whose is waiter:
-                self._waiting[message_id] = (call, to, since)
+    def expect(self, message_id: int, call: Call, waiter: Waiter | None, since: float) -> None:
+        """`call` went out under this id at that time, and `waiter` (nobody else any more) is told of the reply."""
+        self._waiting[message_id] = (call, waiter, since)
 
     def quiet(self) -> bool:
-        """Whether it can be used at once, and nothing is to be sent or answered by now."""
-        return self.ready and not self._waiting and not self._out
+        """Whether it can be used at once, and nothing is to be sent or answered, or has come in part, by now."""
+        return self.ready and not self._waiting and not self._out and not self._decoder.partial
 
     def take(self) -> bytes:
         """What is to be sent now."""

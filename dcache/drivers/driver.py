@@ -67,7 +67,7 @@ class Books:
 
     def probes(self) -> list[Call]:
         """Questions to the members that have been left alone for long enough and that nobody has needed since."""
-        if self.backoff.calm:
+        if not self.backoff.failures:
             return []
         now = self.settings.monotonic()
         return [
@@ -78,7 +78,7 @@ class Books:
 
     def keep_away(self, call: Call) -> str | None:
         """Why a call is not to be made now, if it is not."""
-        if self.backoff.calm or call.method in ABOUT_NODES:
+        if not self.backoff.failures or call.method in ABOUT_NODES:
             return None
         return self.backoff.allows(call.node, self.settings.monotonic())
 
@@ -88,11 +88,6 @@ class Books:
         for call in calls if self.hedging.owed else ():
             if self.hedging.overdue(call.node, patience, now):
                 self.backoff.slow(call.node, now)
-
-    @property
-    def calm(self) -> bool:
-        """Whether no node is in trouble that would be over with its next answer."""
-        return self.backoff.calm and not self.hedging.owed
 
     def answered(self, node: str) -> None:
         self.backoff.answered(node)
@@ -219,7 +214,7 @@ class Execution(Waiter):
     def _fit(self, calls: Sequence[Call]) -> list[Call]:
         """The calls to nodes that are not being left alone, those among them that take the place of others."""
         queue = list(calls)
-        if self._books.backoff.calm:
+        if not self._books.backoff.failures:
             return queue
         fit: list[Call] = []
         for call in queue:

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dcache.drivers import prompt
 from dcache.drivers.channel import Channel, Unanswered, Waiter
 from dcache.drivers.driver import Books, Execution, Probe, TableWaiter
 from dcache.drivers.pool import CHUNK, PROMPT, RECENT, Connection, Held, ready
 from dcache.drivers.prompt import Sent
 from dcache.errors import DcacheError
 from dcache.ops.effects import Call
+from dcache.wire import encode_request
 
 if TYPE_CHECKING:
     from dcache.drivers.blocking import BlockingDriver
@@ -51,33 +51,38 @@ class Leases:
         except OSError as error:
             self._lost(connection, error)
 
-    def begin(self, calls: Sequence[Call], since: float, patience: float, *, raced: bool) -> Sequence[Sent]:
+    def begin(self, calls: Sequence[Call], since: float, patience: float, *, raced: bool) -> list[Sent]:
         """Make `calls`, if for all of their nodes connections are at hand that nothing is under way on; else none."""
-        connections: list[Connection] = []
+        held, pools, begun = self._held, self._driver.pools, list[Sent]()
         for call in calls:
-            connection = self._held.get(call.node) or self._borrow(call.node, since)
+            node = call[0]
+            connection = held.get(node)
             if connection is None:
-                self.give_back(0.0)
-                return ()
-            connections.append(connection)
+                pool = pools.get(node)
+                connection = None if pool is None else pool.borrow(held)
+                if connection is None or (since >= connection.quiet_until and not self._at_hand(connection, since)):
+                    self.give_back(0.0)
+                    return []
+            begun.append(Sent(call, connection, since))
         if raced:
             self._books.raceable(calls, patience, since)
-        return prompt.send(calls, connections, since)
+        for one in begun:
+            try:
+                one.connection.send(encode_request(one.message_id, one.call[1], one.call[2]))
+            except OSError as error:
+                one.fault = error
+        return begun
 
-    def _borrow(self, node: str, now: float) -> Connection | None:
-        """A connection to `node` that has nothing under way; None if there is none at hand."""
-        pool = self._driver.pools.get(node)
-        connection = None if pool is None else pool.borrow(self._held)
-        if connection is None or connection.idle(now):
-            return connection
+    def _at_hand(self, connection: Connection, now: float) -> bool:
+        """Whether a connection that may not have been quiet is so by now.  One of no more use is closed."""
         fault = self._fault(connection)
         if fault is None:
-            connection.used = now
-            return connection if connection.idle(now) else None
+            connection.rest(now)
+            return now < connection.quiet_until
         if isinstance(fault, TimeoutError):
-            self._books.failed(node, fault)
+            self._books.failed(connection.node, fault)
         self._discard(connection)
-        return None
+        return False
 
     def drop_broken(self, begun: Sequence[Sent]) -> None:
         """The calls on connections that broke have been taken over: now it is time to make them anew."""
@@ -109,7 +114,9 @@ class Leases:
     def _wait_alone(self, connection: Connection, seconds: float) -> None:
         """As `wait`, for the only connection there is: in the call that reads."""
         try:
-            if connection.await_bytes(seconds) == CHUNK:
+            data = connection.await_bytes(seconds)
+            connection.channel.receive(data)
+            if len(data) == CHUNK:
                 connection.readable()
         except BlockingIOError:
             pass
@@ -138,16 +145,20 @@ class Leases:
         connection.flush()
 
     def end_promptly(self, begun: Sequence[Sent], now: float, grace: float) -> None:
-        """As `end`, where all that was asked was answered.  In a calm time no other connections are held than those."""
-        self.ask_for_news(now)
-        if not self._books.backoff.calm:
-            self.probe()
-            self.give_back(grace)
+        """As `end`, where all that was asked was answered, each by another connection, and no others are held."""
+        books, held, pools = self._books, self._held, self._driver.pools
+        if now >= books.topology.due_at or books.backoff.failures:
+            self.end(grace)
             return
         for one in begun:
             connection = one.connection
-            connection.fresh, connection.used = False, now
-            if not self._driver.give(self._held, connection):
+            connection.fresh = False
+            if connection.quiet_until:
+                connection.quiet_until = now + RECENT
+            else:
+                connection.rest(now)
+            pool = pools.get(connection.node)
+            if pool is None or not pool.give(held, connection):
                 self._discard(connection)
 
     def end(self, grace: float) -> None:
@@ -160,7 +171,7 @@ class Leases:
         """See to the nodes that are being left alone, without waiting for them: ask those that it is time to ask, and
         take in what others have answered meanwhile."""
         backoff = self._books.backoff
-        if backoff.calm:
+        if not backoff.failures:
             return
         for node in backoff.probed():
             self._look_at(node)
@@ -204,7 +215,8 @@ class Leases:
                 late = not parked
             if late and grace:
                 self._books.failed(connection.node, TimeoutError("neither connected nor read in good time"))
-            connection.fresh, connection.used = parked and connection.fresh, now
+            connection.fresh = parked and connection.fresh
+            connection.rest(now)
             if late or not self._driver.give(self._held, connection):
                 self._discard(connection)
 
@@ -250,8 +262,7 @@ class Leases:
         """Read what came for earlier operations; why the connection is of no more use, if it is not.  A `TimeoutError`
         says that the node has owed an answer, or the connection itself, for too long."""
         now = time.monotonic()
-        since = connection.channel.waiting_since()
-        if since is None and now - connection.used < RECENT:
+        if now < connection.quiet_until:
             return None
         try:
             if connection.unfinished():

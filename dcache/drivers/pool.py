@@ -42,7 +42,7 @@ class Connection:
         self.node = node
         self.extra = extra  # above the pool's bound
         self.opened = False
-        self.used = 0.0
+        self.quiet_until = 0.0  # until when it is taken to be sound, and nothing is under way on it, either way
         self._patience = 0.0  # what the kernel was told
 
     def open(self, addresses: Sequence[Any], channel: Channel, deadline: float) -> None:
@@ -119,14 +119,13 @@ class Connection:
             if len(data) < CHUNK:
                 return
 
-    def idle(self, now: float) -> bool:
-        """Whether it was of use a moment ago and nothing is under way on it, either way."""
-        return (
-            self.opened and now - self.used < RECENT and self.channel.quiet() and not (self.unsent or self._connecting)
-        )
+    def rest(self, now: float) -> None:
+        """It was of use and is given back."""
+        quiet = self.opened and self.channel.quiet() and not self.wants_to_write()
+        self.quiet_until = now + RECENT if quiet else 0.0
 
-    def await_bytes(self, seconds: float) -> int:
-        """Wait for bytes in the call that reads them; how many came.
+    def await_bytes(self, seconds: float) -> bytes:
+        """Wait for bytes, `CHUNK` at most, in the call that reads them.
 
         `BlockingIOError` if none come within `seconds` or, as the kernel is not exact, a few milliseconds more.  Other
         errors as of `readable`.
@@ -136,8 +135,7 @@ class Connection:
         data = self.sock.recv(CHUNK)
         if not data:
             raise ConnectionError(CLOSED)
-        self.channel.receive(data)
-        return len(data)
+        return data
 
     def lives(self) -> bool:
         """Whether nothing is known to the contrary, without reading."""
@@ -159,7 +157,7 @@ class Connection:
         if not self.opened:
             return []
         self.sock.close()
-        self.opened = False
+        self.opened, self.quiet_until = False, 0.0
         return self.channel.close()
 
 

@@ -26,6 +26,7 @@ from dcache.drivers.pool import Connection
 from dcache.errors import DcacheError
 from dcache.ops.effects import Call, Link, Round
 from dcache.ops.latency import FLOOR
+from dcache.wire import lone_result
 
 RESTART = 0.01
 """Seconds in which no process ends and another takes its place."""
@@ -34,14 +35,14 @@ RESTART = 0.01
 class Sent:
     """A call on its way: answered or not, and what befell its connection, if anything did."""
 
-    __slots__ = ("answered", "call", "connection", "error", "fault", "result", "since")
+    answered = expected = False
+    result: Any = None
+    error: Exception | None = None
+    fault: Exception | None = None
 
     def __init__(self, call: Call, connection: Connection, since: float) -> None:
         self.call, self.connection, self.since = call, connection, since
-        self.answered = False
-        self.result: Any = None
-        self.error: Exception | None = None
-        self.fault: Exception | None = None
+        self.message_id: int = next(connection.channel.ids)
 
     def replied(self, call: Call, result: Any, link: Link) -> None:
         self.result = result
@@ -51,66 +52,83 @@ class Sent:
         self.error = error
         self.answered = True
 
-    def read_in_time(self, seconds: float, until: float) -> bool:
-        """Read until it is answered; whether that was before `until`, which is in so many seconds, or by now."""
-        try:
-            while not self.answered:
-                if seconds <= 0.0:
-                    self.connection.readable()
-                    break
-                self.connection.await_bytes(seconds)
-                if not self.answered:
-                    seconds = until - time.monotonic()
-        except BlockingIOError:
-            return False
-        except (OSError, DcacheError) as error:
-            self.fault = error
-            return False
-        return self.answered and self.error is None
-
-
-def send(calls: Sequence[Call], connections: Sequence[Connection], since: float) -> list[Sent]:
-    """Make each call on its connection."""
-    begun = []
-    for call, connection in zip(calls, connections, strict=True):
-        one = Sent(call, connection, since)
-        begun.append(one)
-        try:
-            connection.send(connection.channel.frame(call, one, since))
-        except OSError as error:
-            one.fault = error
-    return begun
+    def expect(self) -> None:
+        """Have its channel say when it is answered, from now on."""
+        if not (self.answered or self.expected):
+            self.connection.channel.expect(self.message_id, self.call, self, self.since)
+            self.connection.quiet_until = 0.0
+            self.expected = True
 
 
 def answers(begun: Sequence[Sent], books: Books, patience: float, *, raced: bool) -> list[Any] | None:
-    """What all of them brought in time; None if anything is out of the ordinary.
+    """What all of them brought in time; None if anything is out of the ordinary.  Then the channels of those that have
+    not answered expect that they do.
 
     A node has `patience` seconds; where calls can be `raced`, as many as one usually takes.  How long it took is not
     known of an answer that may have been there long before it was looked at.
     """
     now = since = begun[0].since
-    several, hedging, results = len(begun) > 1, books.hedging, []
+    hedging, failures, results = books.hedging, books.backoff.failures, []
+    several, late = len(begun) > 1, since + patience
     for at, one in enumerate(begun, 1):
-        before, estimate = now, hedging.of(one.call.node)
-        usual = estimate.patience if raced else inf
-        left = min(patience, usual)
-        if one.fault is not None or one.connection.unsent or not one.read_in_time(since + left - now, since + left):
+        before, estimate = now, None
+        if raced:
+            estimate = hedging.of(one.call[0])
+            late = since + min(patience, estimate.patience)
+        if one.fault is not None or one.connection.unsent or not _answered(one, begun, late - now, late):
+            _expect(begun)
             _look_at(begun[at:], books)
             return None
         if several:
             now = time.monotonic()
-        if not books.calm:
-            books.answered(one.call.node)
-        if raced and (before - since <= FLOOR or now - since <= usual < inf):
+        if hedging.owed or failures:
+            books.answered(one.call[0])
+        if estimate is not None and (before - since <= FLOOR or now - since <= estimate.patience < inf):
             estimate.add(now - since)
         results.append(one.result)
     return results if now - since <= RESTART or _all_live(begun[:-1]) else None
 
 
+def _answered(one: Sent, begun: Sequence[Sent], seconds: float, until: float) -> bool:
+    """Whether a result is there before `until`, which is in so many seconds, or by now.
+
+    The first thing that comes is nearly always the reply alone.  Whatever else it is goes to the channel; it may hold
+    the replies to others that were `begun` on the same connection.
+    """
+    connection, data = one.connection, b""
+    try:
+        if seconds > 0.0 and not (one.answered or one.expected):
+            data = connection.await_bytes(seconds)
+            one.result = lone_result(data, one.message_id)
+            if one.result is not None:
+                one.answered = True
+                return True
+        _expect(begun)
+        if data:
+            connection.channel.receive(data)
+        while not one.answered:
+            seconds = until - time.monotonic()
+            if seconds <= 0.0:
+                connection.readable()
+                break
+            connection.channel.receive(connection.await_bytes(seconds))
+    except BlockingIOError:
+        return False
+    except (OSError, DcacheError) as error:
+        one.fault = error
+        return False
+    return one.answered and one.error is None
+
+
+def _expect(begun: Sequence[Sent]) -> None:
+    for one in begun:
+        one.expect()
+
+
 def _look_at(others: Sequence[Sent], books: Books) -> None:
     """Take in what is there, before it would seem to have come only when the operation looks."""
     for one in others:
-        if one.fault is None and one.read_in_time(0.0, 0.0):
+        if one.fault is None and _answered(one, (), 0.0, 0.0):
             books.answered(one.call.node)
 
 
@@ -149,7 +167,7 @@ class TakeOver(Execution):
         self._send_all(more)
 
     def _wait_for(self, call: Call, one: Sent) -> None:
-        one.connection.channel.hand_over(call, one, self)
+        one.connection.channel.expect(one.message_id, call, self, one.since)
         if self._raceable:
             self._sent[call.node] = one.since
             self._due[call.node] = one.since + self._books.hedging.patience(call.node)

@@ -31,18 +31,19 @@ class Backoff:
 
     def __init__(self, random: Callable[[], float], *, first: float = 0.1, most: float = 5.0) -> None:
         self._random, self._first, self._most = random, first, most
-        self._failed: dict[str, _Trouble] = {}
+        self.failures: dict[str, _Trouble] = {}
+        """Of the nodes that have failed and not answered since; to be looked at only."""
         self._slow: dict[str, float] = {}
 
     def reset(self) -> None:
         """Forget everything: after a fork."""
-        self._failed, self._slow = {}, {}
+        self.failures, self._slow = {}, {}
 
     def allows(self, node: str, now: float) -> str | None:
         """None if `node` may be called, else why not.  The first to ask after the wait is the one who probes."""
-        if not self._failed:
+        if not self.failures:
             return None
-        trouble = self._failed.get(node)
+        trouble = self.failures.get(node)
         if trouble is None:
             return None
         if now < trouble.until:
@@ -52,55 +53,50 @@ class Backoff:
         return None
 
     def failed(self, node: str, reason: str, now: float) -> None:
-        before = self._failed.get(node)
+        before = self.failures.get(node)
         failures = 1 if before is None else before.failures + 1
-        self._failed[node] = _Trouble(failures, now + self._wait(failures), reason)
+        self.failures[node] = _Trouble(failures, now + self._wait(failures), reason)
 
     def resting(self, node: str, now: float) -> bool:
         """Whether `node` is being left alone by all, also by a probe: what fails now was called before it failed."""
-        trouble = self._failed.get(node)
+        trouble = self.failures.get(node)
         return trouble is not None and now < trouble.until and not trouble.probing
-
-    @property
-    def calm(self) -> bool:
-        """Whether no node has failed and not answered since."""
-        return not self._failed
 
     def undisturbed(self, now: float) -> bool:
         """Whether no node is in trouble of any degree."""
         if self._slow:
             self._slow = {node: until for node, until in list(self._slow.items()) if now < until}
-        return not self._failed and not self._slow
+        return not self.failures and not self._slow
 
     def due(self, now: float) -> list[str]:
         """The nodes that have been left alone for long enough."""
-        return [node for node, trouble in list(self._failed.items()) if now >= trouble.until]
+        return [node for node, trouble in list(self.failures.items()) if now >= trouble.until]
 
     def probed(self) -> list[str]:
         """The nodes with a probe under way."""
-        return [node for node, trouble in list(self._failed.items()) if trouble.probing]
+        return [node for node, trouble in list(self.failures.items()) if trouble.probing]
 
     def failing(self, node: str) -> bool:
         """Whether `node` has failed and not answered since."""
-        return node in self._failed
+        return node in self.failures
 
     def slow(self, node: str, now: float) -> None:
         self._slow[node] = now + self._first + self._random() * self._most
 
     def answered(self, node: str) -> None:
         """`node` is well again."""
-        if self._failed:
-            self._failed.pop(node, None)
+        if self.failures:
+            self.failures.pop(node, None)
 
     def rank(self, nodes: Sequence[str], now: float) -> Sequence[str]:
         """`nodes` in the same order, those in trouble last."""
-        if not self._failed and not self._slow:
+        if not self.failures and not self._slow:
             return nodes
         return sorted(nodes, key=lambda node: self.trouble(node, now))
 
     def trouble(self, node: str, now: float) -> int:
         """0 none, 1 slow or about to be probed, 2 left alone."""
-        trouble = self._failed.get(node)
+        trouble = self.failures.get(node)
         if trouble is not None:
             return 2 if now < trouble.until else 1
         return 1 if now < self._slow.get(node, now) else 0

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import attrs
@@ -188,6 +189,9 @@ class Placement:
     both: int
     quorums: Quorums
 
+
+_call: Callable[[tuple[str, str, tuple[Any, ...]]], Call] = partial(tuple.__new__, Call)
+"""`Call` of a tuple: what `Call(...)` comes to, in half the time."""
 
 Sizes = Callable[[int], int]  # for so many owners, how many are enough
 Ways = tuple[tuple[str, ...], ...]
@@ -399,4 +403,4 @@ class Context:
     def calls(self, nodes: Iterable[str], method: str, *params: Any) -> list[Call]:
         """The same request to each of `nodes`."""
         given = (self.fingerprint, self.options.prefix, *params)
-        return [Call(node, method, given) for node in nodes]
+        return [_call((node, method, given)) for node in nodes]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, TypeGuard
 
+from dcache.codec import RAW
 from dcache.errors import DecodingError
 from dcache.ops.context import Context
 from dcache.ops.quorum import ABSENT, HELD
@@ -23,7 +24,7 @@ Answer = tuple[Any, ...]
 
 def targets(ctx: Context, key: bytes, now: float) -> tuple[str, ...] | None:
     """The nodes whose answers about a key's bytes are enough if they agree; None if none such are well at `now`."""
-    ways = ctx.ways(key)
+    ways = ctx.any_way or ctx.ways(key)
     if not ways:
         return None
     backoff, turn = ctx.shared.backoff, next(ctx.shared.turn) % len(ways)
@@ -121,8 +122,9 @@ def value(ctx: Context, answer: Answer, default: Any) -> Any:
     """The value in an answer that was agreed on, or `default`; counted as a hit or a miss."""
     counters = ctx.shared.counters
     if len(answer) == HELD:
+        _, _, data, flags, _ = answer
         try:
-            found = ctx.options.codec.decode(answer[2], answer[3])
+            found = data if flags == RAW else ctx.options.codec.decode(data, flags)
         except DecodingError:
             counters.undecodable += 1
         else:

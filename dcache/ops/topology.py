@@ -48,7 +48,7 @@ class Topology:
         """How often a node was heard that is of this cluster, and gave its table or cannot be spoken with."""
         self._foreign: dict[str, str] = {}
         self._behind: frozenset[str] = frozenset()  # who refused calls, for they know an earlier ring
-        self._due = 0.0
+        self.due_at = 0.0
         self.on_return: Callable[[str], None] = lambda name: None
         """Called with the name of every member that is said to be there again, or elsewhere."""
         self.on_leave: Callable[[], None] = lambda: None
@@ -146,10 +146,10 @@ class Topology:
 
     def due(self, now: float) -> bool:
         """Whether it is time to ask for news; says so once per period."""
-        if now < self._due:
+        if now < self.due_at:
             return False
-        first = self._due == 0.0
-        self._due = now + REFRESH * (0.5 + self._random())
+        first = self.due_at == 0.0
+        self.due_at = now + REFRESH * (0.5 + self._random())
         return not first
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import cProfile
 import pstats
-import struct
 import sys
 import time
 from collections import Counter
@@ -45,18 +44,17 @@ class Replay:
     """In the place of a connection's socket: what was answered once is answered again."""
 
     def __init__(self, connection: Place) -> None:
-        self._connection, self._socket = connection, connection.sock
-        self._before = self._after = b""
+        self._socket = connection.sock
+        self._before = self._after = self._asked = b""
         self.wanted = False
-        self._number = struct.Struct(">I").pack
 
     def send(self, frames: bytes, flags: int = 0) -> int:
+        self._asked = frames
         return len(frames) if self._after else self._socket.send(frames, flags)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         if self._after:
-            channel = self._connection.channel
-            return self._before + self._number(channel._next_id - 1) + self._after
+            return self._before + number_of(self._asked) + self._after
         data = self._socket.recv(size, flags)
         if self.wanted and len(messages := decoded(data)) == 1 and messages[0][0] == REPLY:
             self._before, self._after = data[: _ID.start], data[_ID.stop :]
@@ -91,6 +89,15 @@ def replayed(client: Client, call: Callable[[], object]) -> Iterator[None]:
     finally:
         for connection, sock in zip(connections, there, strict=True):
             connection.sock = sock
+
+
+def number_of(request: bytes) -> bytes:
+    """The number of a request, which has it as MessagePack after two bytes, in 32 bits."""
+    kind = request[2]
+    if kind < 0xCC:
+        return bytes((0, 0, 0, kind))
+    size = 1 << kind - 0xCC
+    return bytes(4 - size) + request[3 : 3 + size]
 
 
 def decoded(data: bytes) -> list[tuple[Any, ...]]:

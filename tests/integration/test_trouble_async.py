@@ -141,7 +141,7 @@ def test_timeouts_around_the_delay_cost_nobody_a_reply(run: Run, proxied: Proxie
 
 async def settled(client: AsyncClient) -> None:
     """Until no node is being left alone."""
-    while client.session.shared.backoff._failed:
+    while client.session.shared.backoff.failures:
         try:
             await client.set("probe", 1)
         except (QuorumError, NoNodesAvailable):
@@ -170,7 +170,7 @@ class Workers:
 
     async def well(self) -> None:
         """Wait until every node is used again, by every call."""
-        await until(lambda: not self.client.session.shared.backoff._failed, "the node to be asked again")
+        await until(lambda: not self.client.session.shared.backoff.failures, "the node to be asked again")
         await self.settle()
 
     async def _work(self, number: int) -> None:

@@ -43,7 +43,7 @@ def proxied() -> Iterator[ProxiedCluster]:
 
 def failures(cache: Any, node: str) -> int:
     """How often in a row a node failed, as the client sees it."""
-    trouble = cache.session.shared.backoff._failed.get(node)
+    trouble = cache.session.shared.backoff.failures.get(node)
     return 0 if trouble is None else trouble.failures
 
 

@@ -147,7 +147,7 @@ class Workers:
 
     def well(self) -> None:
         """Wait until every node is used again, by every call."""
-        self._until(lambda: not self.client.session.shared.backoff._failed, "the node to be asked again")
+        self._until(lambda: not self.client.session.shared.backoff.failures, "the node to be asked again")
         self.settle()
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:

@@ -20,7 +20,7 @@ from dcache.drivers.machine import wall_ms
 from dcache.drivers.pool import Connection
 from dcache.membership import Member, MemberTable, RingState, Settings
 from dcache.ops import latency
-from dcache.wire import Decoder, Limits, encode_reply
+from dcache.wire import Decoder, Limits, encode_notification, encode_reply, pack, reply_with
 from tests.fronts import UNHURRIED, until
 from tests.unit.ops_kit import v
 
@@ -36,6 +36,10 @@ def held(value: object, version: int = 1) -> tuple[Any, ...]:
     return (True, v(version), data, flags, None)
 
 
+def as_nodes_do(message_id: int, result: object) -> bytes:
+    return reply_with(message_id, pack(result))
+
+
 COPIED = (True, 0, v(9))
 ABSENT = (True, v(0), False)
 
@@ -47,6 +51,7 @@ class ScriptedNode:
     def __init__(self) -> None:
         self.answer: Callable[[bytes], Any] = lambda key: held(key.decode())
         self.hangs_up = self.hangs_up_after = False
+        self.reply = as_nodes_do
         self.calls: list[tuple[str, bytes | None]] = []
         self.owed: list[Callable[[], None]] = []
         self.hung_up = threading.Event()
@@ -100,11 +105,11 @@ class ScriptedNode:
             return
         asked = params[2]
         result = self.answer(asked) if method == "get" else tuple(self.answer(key) for (key,) in asked)
-        reply = encode_reply(message_id, result)
+        reply = self.reply(message_id, result)
         if result is None:
-            self.owed.append(lambda: sock.sendall(encode_reply(message_id, held(asked.decode()))))
+            self.owed.append(lambda: sock.sendall(self.reply(message_id, held(asked.decode()))))
             return
-        last = self.hangs_up_after  # for once the reply is out, the client may go on and tell the next one to be the last
+        last = self.hangs_up_after  # not later: with the reply the client goes on, and may say it of the next answer
         sock.sendall(reply)
         if last:
             _hang_up(sock)
@@ -227,6 +232,31 @@ def test_a_read_of_one_copy_takes_one_send_and_one_receive(one: Nodes, calls: Co
         assert calls == {"send": 1, "recv": 1}
         assert client.get_or_set("other", pytest.fail) == "other"
         assert calls == {"send": 2, "recv": 2}
+
+
+def test_a_reply_may_be_packed_in_another_way_and_come_with_others(three: Nodes) -> None:
+    """A node in another language has its own form for a small number, and anything may come before a reply."""
+    first, second = three.nodes[:2]
+    with three.client() as client:
+        before = set(client.engine.driver.connections)
+        first.reply = encode_reply
+        second.reply = lambda number, result: encode_notification("table", ()) + as_nodes_do(number, result)
+        for _ in range(3):
+            assert client.get("key") == "key"
+            assert client.get_many(["a", "b"]) == {"a": "a", "b": "b"}
+        assert three.asked("get") == [3, 3, 0]
+        assert set(client.engine.driver.connections) == before
+        assert all(connection.channel.quiet() for connection in before)
+
+
+@pytest.mark.parametrize("size", [pool.CHUNK - 100, pool.CHUNK, 3 * pool.CHUNK])
+def test_a_reply_may_come_in_pieces(three: Nodes, size: int) -> None:
+    first, second = three.nodes[:2]
+    with three.client() as client:
+        first.answer = second.answer = lambda key: held(bytes(size))
+        for _ in range(3):
+            assert client.get("key") == bytes(size)
+        assert three.asked("get") == [3, 3, 0]
 
 
 def test_a_write_of_one_copy_takes_one_send_and_one_receive(one: Nodes, calls: Counter[str]) -> None:
@@ -359,6 +389,26 @@ def test_an_answer_that_comes_after_the_take_over_counts(three: Nodes) -> None:
         threading.Timer(1.2, second.release).start()
         assert client.get("key") == "key"
         assert second.asked("get") == 1
+
+
+def test_an_answer_that_is_there_when_its_time_is_over_counts(three: Nodes) -> None:
+    """The first node took longer than is usual of the second, whose answer nobody had looked at by then."""
+    slow, quick = three.nodes[:2]
+
+    def once_the_other_has_answered(key: bytes) -> Any:
+        until(lambda: quick.asked("get"), "the other to be asked")
+        time.sleep(0.05)
+        return held(key.decode())
+
+    with three.client() as client:
+        client.session.books.hedging.of(quick.name).patience = latency.FLOOR
+        before = set(client.engine.driver.connections)
+        slow.answer = once_the_other_has_answered
+        assert client.get("key") == "key"
+        slow.answer = quick.answer
+        assert client.get("other") == "other"
+        assert three.asked("get") == [2, 2, 0]
+        assert set(client.engine.driver.connections) == before, "none was closed over an answer that nobody expected"
 
 
 def test_a_slow_node_makes_no_other_seem_slow(three: Nodes) -> None:

@@ -156,11 +156,11 @@ def test_a_node_rests_while_nobody_calls_it_and_not_while_it_is_probed() -> None
 
 def test_a_node_that_nobody_needs_after_its_wait_is_due_to_be_asked_until_somebody_does() -> None:
     book = backoff()
-    assert book.calm
+    assert not book.failures
     assert book.due(0.0) == []
     book.failed("a", "refused", 0.0)
     book.failed("b", "refused", 1.0)
-    assert not book.calm
+    assert book.failures
     assert book.due(0.05) == []
     assert book.due(0.2) == ["a"]
     assert book.probed() == []

@@ -22,6 +22,7 @@ from dcache.membership import Member, MemberTable, RingState, Settings
 from dcache.record import make_version
 from dcache.ring import RingNode
 from dcache.wire import (
+    IDS,
     MESSAGES,
     NOTIFICATION,
     PROTOCOL,
@@ -37,6 +38,7 @@ from dcache.wire import (
     encode_notification,
     encode_reply,
     encode_request,
+    lone_result,
     pack,
     pack_array,
     reply_with,
@@ -606,3 +608,32 @@ def test_a_decoder_for_requests_refuses_maps():
     decoder.feed(msgpack.packb([0, 1, "get", [{}]]))
     with pytest.raises(ProtocolError, match="maps"):
         list(decoder.messages())
+
+
+# -- a reply that comes alone -----------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, IDS - 1), st.binary(max_size=300))
+def test_the_result_of_a_reply_that_comes_alone_is_read_at_once(message_id: int, value: bytes) -> None:
+    result = (True, value, None)
+    assert lone_result(reply_with(message_id, pack(result)), message_id) == result
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        reply_with(8, pack((True,))),
+        encode_reply(7, (True,)),
+        encode_error(7, Code.WRONG_RING),
+        reply_with(7, pack((True,))) + reply_with(8, pack((True,))),
+        encode_notification("table", ()) + reply_with(7, pack((True,))),
+        reply_with(7, pack((True,)))[:-1],
+        reply_with(7, b"")[:5],
+        reply_with(7, b"\xc1"),
+        reply_with(7, pack([0] * (Limits().max_batch + 1))),
+        b"",
+    ],
+    ids=["another", "other form", "error", "two", "after another", "cut", "head", "garbage", "too long", "nothing"],
+)
+def test_whatever_else_comes_is_left_to_a_decoder(data: bytes) -> None:
+    assert lone_result(data, 7) is None
