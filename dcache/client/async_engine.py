@@ -18,7 +18,7 @@ from dcache.client.singleflight import Flights, run_async
 from dcache.drivers.aio import AsyncDriver
 from dcache.drivers.prompt_groups import Group, Share
 from dcache.errors import ClientClosed, ClusterMismatch, DcacheError, NoNodesAvailable, QuorumError
-from dcache.ops import batch, cluster, load, prompt
+from dcache.ops import batch, cluster, load
 from dcache.ops.context import Context, K, Key, TtlOrDefault
 from dcache.ops.effects import Op
 
@@ -124,13 +124,12 @@ class AsyncEngine:
         deadline = bound.driver.loop.time() + view.options.timeout
         raws = ctx.keys(keys)
         asked = bound.prompt.ask_many(ctx, list(dict.fromkeys(raws.values())))
-        answers: dict[bytes, prompt.Answer] = {}
+        answers: dict[bytes, Any] = {}
         for many in asked:
             await many.future
         for many in asked:
             answers.update(many.settled())
-        found = batch.values(ctx, raws, answers)
-        left = [key for key, raw in raws.items() if raw not in answers]
+        found, left = batch.values(ctx, raws, answers)
         if left:
             found.update(await self._run(view, deadline, None, batch.get_many, (left,), {}))
         return found

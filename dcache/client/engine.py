@@ -38,7 +38,7 @@ class Engine:
         return self._attempts(view, time.monotonic() + timeout, timeout, None, operation, *args, **kw)
 
     def read(
-        self, view: View, way: Callable[..., T], told: Callable[..., T], operation: Callable[..., Op[T]], *args: Any
+        self, view: View, way: Callable[..., T], told: Callable[..., Any], operation: Callable[..., Op[T]], *args: Any
     ) -> T:
         """As `run`, for an operation that reads; `way` is the driver's, of having what it can `told` promptly."""
         timeout, since = view.options.timeout, time.monotonic()

@@ -22,7 +22,7 @@ from dcache.errors import ClientClosed, DcacheError
 from dcache.ops import batch
 from dcache.ops.context import Context, K, Key, key_to_bytes
 from dcache.ops.effects import Detached, Op, Round
-from dcache.ops.prompt import Answer, agreed, plan, settle_many, targets
+from dcache.ops.prompt import agreed, plan, settle_many, targets
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ class BlockingDriver:
         ctx: Context,
         since: float,
         timeout: float,
-        told: Callable[[Context, Mapping[K, bytes], Mapping[bytes, Answer]], dict[K, Any]],
+        told: Callable[[Context, Mapping[K, bytes], Mapping[bytes, Any]], tuple[dict[K, Any], list[K]]],
         operation: Callable[..., Op[dict[K, Any]]],
         keys: Sequence[K],
     ) -> dict[K, Any]:
@@ -140,17 +140,15 @@ class BlockingDriver:
             given = None if answers is None else batch.by_node([one.call for one in begun], answers)
             if given is None:
                 return self._drive(operation(ctx, keys, asked), leases, deadline, timeout, begun)
-            found, unsettled = settle_many(asked, given)
-            if unsettled:
-                left = [key for key, raw in raws.items() if raw not in found]
-                rest = self._drive(operation(ctx, left), leases, deadline, timeout)
+            found, left = told(ctx, raws, settle_many(asked, given))
+            if left:
+                found.update(self._drive(operation(ctx, left), leases, deadline, timeout))
             else:
-                rest = {}
-                leases.end(patience)
+                leases.end_promptly(begun, since, patience)
         except BaseException:
             leases.close()
             raise
-        return told(ctx, raws, found) | rest if rest else told(ctx, raws, found)
+        return found
 
     def _drive(
         self, operation: Op[T], leases: Leases, deadline: float, timeout: float, begun: Sequence[Sent] = ()

@@ -145,9 +145,9 @@ class Leases:
         connection.flush()
 
     def end_promptly(self, begun: Sequence[Sent], now: float, grace: float) -> None:
-        """As `end`, where all that was asked was answered, each by another connection, and no others are held."""
+        """As `end`, where all that was asked was answered."""
         books, held, pools = self._books, self._held, self._driver.pools
-        if now >= books.topology.due_at or books.backoff.failures:
+        if now >= books.topology.due_at or books.backoff.failures or len(begun) > len(held):
             self.end(grace)
             return
         for one in begun:

@@ -130,10 +130,10 @@ class Many:
         if not self._waiting and not self.future.done():
             self.future.set_result(None)
 
-    def settled(self) -> dict[bytes, Answer]:
-        """What was agreed on, by answers whose connections are alive."""
+    def settled(self) -> dict[bytes, Any]:
+        """What was said alike, by answers whose connections are alive."""
         live = {node: answers for node, answers in self._answers.items() if self._links[node].alive}
-        return settle_many(self.asked, live)[0]
+        return settle_many(self.asked, live)
 
 
 class TakeOver(Execution):

@@ -27,7 +27,7 @@ from dcache.errors import (
 from dcache.ops import linearizable
 from dcache.ops.context import DEFAULT, Context, K, Key, TtlOrDefault
 from dcache.ops.effects import Call, Link, Op, Reply, Round
-from dcache.ops.prompt import Answer, Plan
+from dcache.ops.prompt import Plan, whole
 from dcache.ops.quorum import HELD, ReadRound, Verdict, WriteRound, stored, write_error
 from dcache.ops.read import Missed, check_in_time, decoded, read_record, read_round, settled
 from dcache.ops.write import attempt, next_version
@@ -230,25 +230,26 @@ def by_node(calls: Sequence[Call], results: Sequence[Any]) -> dict[str, Sequence
     return found
 
 
-def values(ctx: Context, raws: Mapping[K, bytes], answers: Mapping[bytes, Answer]) -> dict[K, Any]:
-    """The values in answers that were agreed on, by keys as given; counted as hits and misses."""
+def values(ctx: Context, raws: Mapping[K, bytes], answers: Mapping[bytes, Any]) -> tuple[dict[K, Any], list[K]]:
+    """The values in answers that were given alike, by keys as given, and the keys of which there is no whole answer;
+    those of which there is are counted as hits and misses."""
     decode, counters = ctx.options.codec.decode, ctx.shared.counters
     found: dict[K, Any] = {}
-    answered = 0
-    for key, raw in raws.items():
-        answer = answers.get(raw)
-        if answer is None:
-            continue
-        answered += 1
-        if len(answer) == HELD:
-            data, flags = answer[2], answer[3]
-            try:
-                found[key] = data if flags == RAW else decode(data, flags)
-            except DecodingError:
-                counters.undecodable += 1
+    left: list[K] = []
+    for key, answer in zip(raws, map(answers.get, raws.values()), strict=True):
+        if type(answer) is tuple and len(answer) == HELD:
+            complete, version, data, flags, _ = answer
+            if complete is True and type(version) is type(data) is bytes and type(flags) is int:  # `whole`, at a glance
+                try:
+                    found[key] = data if flags == RAW else decode(data, flags)
+                except DecodingError:
+                    counters.undecodable += 1
+                continue
+        if not whole(answer):
+            left.append(key)
     counters.hits += len(found)
-    counters.misses += answered - len(found)
-    return found
+    counters.misses += len(raws) - len(left) - len(found)
+    return found, left
 
 
 def read_records(ctx: Context, keys: Sequence[bytes], first: Plan | None = None) -> Op[dict[bytes, Record]]:

@@ -87,26 +87,22 @@ def plan(ctx: Context, keys: Iterable[bytes], now: float) -> tuple[Plan, list[by
     return asked, others
 
 
-def settle_many(asked: Plan, answers: Mapping[str, Sequence[Any]]) -> tuple[dict[bytes, Answer], list[bytes]]:
-    """What was agreed on of the keys that were asked about, and the keys left to the operations.
+def settle_many(asked: Plan, answers: Mapping[str, Sequence[Any]]) -> dict[bytes, Any]:
+    """What all that were asked about a key say of it alike: an answer, if it is `whole`.
 
     `answers` are those of each node, in the order of its keys: for the first few of them only, if it likes, and none
     from a node that did not answer or whose connection broke.
     """
     if not asked:
-        return {}, []
+        return {}
     lists, told = list(asked.values()), [answers.get(node, ()) for node in asked]
     keys, first = lists[0], told[0]
     if any(theirs != keys for theirs in lists):
-        by_key = _by_key(lists, told)
-        found = {key: some[0] for key, some in by_key.items() if agreed(some)}
-        keys = list(by_key)
-    elif all(theirs == first for theirs in told):  # also where one node was asked
-        found = {key: answer for key, answer in zip(keys, first, strict=False) if whole(answer)}
-    else:
-        each = zip(*told, strict=False)
-        found = {key: some[0] for key, some in zip(keys, each, strict=False) if agreed(some)}
-    return found, [] if len(found) == len(keys) else [key for key in keys if key not in found]
+        return {key: some[0] for key, some in _by_key(lists, told).items() if agreed(some)}
+    if all(theirs == first for theirs in told):  # also where one node was asked
+        return dict(zip(keys, first, strict=False))
+    each = zip(*told, strict=False)
+    return {key: some[0] for key, some in zip(keys, each, strict=False) if agreed(some)}
 
 
 def _by_key(lists: Sequence[Sequence[bytes]], told: Sequence[Sequence[Any]]) -> dict[bytes, list[Any]]:

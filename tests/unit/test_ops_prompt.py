@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcache.membership import Health
-from dcache.ops import prompt
+from dcache.ops import batch, prompt
 from dcache.ops.effects import Reply
 from dcache.ops.quorum import judge
 from tests.unit.ops_kit import Cluster, FakeLink, v
@@ -162,16 +162,16 @@ X, Y, Z = (True, v(1), b"x", 0, None), (True, v(1), b"y", 0, None), (True, v(1),
 
 
 def test_the_answers_of_one_node_settle_its_keys() -> None:
-    assert prompt.settle_many({"a": [b"x", b"z"]}, {"a": (X, Z)}) == ({b"x": X, b"z": Z}, [])
+    assert prompt.settle_many({"a": [b"x", b"z"]}, {"a": (X, Z)}) == {b"x": X, b"z": Z}
 
 
 @pytest.mark.parametrize("asked", [{"a": [b"x", b"y"], "b": [b"x", b"y"]}, {"a": [b"x", b"y"], "b": [b"y", b"x"]}])
 def test_keys_are_settled_that_all_who_were_asked_agree_on(asked: prompt.Plan) -> None:
     held: dict[bytes, Any] = {b"x": X, b"y": Y}
     answers = {node: tuple(held[key] for key in keys) for node, keys in asked.items()}
-    assert prompt.settle_many(asked, answers) == (held, [])
+    assert prompt.settle_many(asked, answers) == held
     answers["b"] = tuple(Z if key == b"x" else held[key] for key in asked["b"])
-    assert prompt.settle_many(asked, answers) == ({b"y": Y}, [b"x"])
+    assert prompt.settle_many(asked, answers) == {b"y": Y}
 
 
 @given(st.sets(st.binary(min_size=1, max_size=4), min_size=1, max_size=12), st.data())
@@ -179,9 +179,8 @@ def test_keys_that_a_node_did_not_answer_for_are_left_to_the_operations(keys: se
     asked, _ = prompt.plan(Cluster(tuple("abcde")).context(), sorted(keys), 0.0)
     told = {node: data.draw(st.integers(0, len(theirs))) for node, theirs in asked.items()}
     answers = {node: (X,) * told[node] for node in asked if told[node]}
-    found, unsettled = prompt.settle_many(asked, answers)
+    found = prompt.settle_many(asked, answers)
     unheard = {key for node, theirs in asked.items() for key in theirs[told[node] :]}
-    assert set(unsettled) == unheard
     assert found == dict.fromkeys(keys - unheard, X)
 
 
@@ -196,13 +195,17 @@ def test_many_keys_are_settled_as_each_would_be(nodes: int, each: list[list[Any]
     keys = [b"%d" % n for n in range(len(each))]
     told = {name: tuple(answers[n] for answers in each) for n, name in enumerate("abc"[:nodes])}
     wanted = {key: prompt.agreed(answers) for key, answers in zip(keys, each, strict=True)}
-    found, unsettled = prompt.settle_many({name: list(keys) for name in told}, told)
-    assert found == {key: answer for key, answer in wanted.items() if answer is not None}
-    assert unsettled == [key for key, answer in wanted.items() if answer is None]
+    found = prompt.settle_many({name: list(keys) for name in told}, told)
+    assert {key: answer for key, answer in found.items() if prompt.whole(answer)} == {
+        key: answer for key, answer in wanted.items() if answer is not None
+    }
+    ctx = Cluster().context()
+    _, left = batch.values(ctx, {key: key for key in keys}, found)
+    assert left == [key for key, answer in wanted.items() if answer is None]
 
 
 def test_of_no_keys_nothing_is_settled() -> None:
-    assert prompt.settle_many({}, {}) == ({}, [])
+    assert prompt.settle_many({}, {}) == {}
 
 
 # --- what an answer means ---------------------------------------------------------------------------------------------
