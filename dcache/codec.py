@@ -291,8 +291,9 @@ class Codec:
             return self.encode_counter(value)
         form, write = self._writer
         if type(value) is bytes and form == MSGPACK:
-            form, write = RAW, _write_raw
-        data = write(value)
+            form, data = RAW, value
+        else:
+            data = write(value)
         if self._method is not None:
             data, compression = self._compressed(self._method, data)
             form |= compression

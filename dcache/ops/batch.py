@@ -408,9 +408,15 @@ def _write_parts(
     sizes = {key: _item_size(key, writes[key]) for key in versions}
     together = method == "set_many" and fit(sizes.values(), ctx.shared.limits)
     groups: dict[Any, list[bytes]] = {}
+    alike = ctx.owners_alike()
     for key in versions:
-        where = frozenset(ctx.writers(key)), tuple(ctx.stand_ins(key)), ctx.quorums(key)
-        groups.setdefault(where if together and not before[key] else key, []).append(key)
+        if before[key] or not together:
+            groups[key] = [key]
+        elif alike:
+            groups.setdefault(None, []).append(key)
+        else:
+            where = frozenset(ctx.writers(key)), tuple(ctx.stand_ins(key)), ctx.quorums(key)
+            groups.setdefault(where, []).append(key)
     parts = []
     for keys in groups.values():
         key = keys[0]

@@ -310,6 +310,10 @@ class Context:
         """The owners of a key's bytes in preference order; while the ring changes those on both rings first."""
         return self._owners(self._slot(key))[0]
 
+    def owners_alike(self) -> bool:
+        """Whether all keys have the same owners, if not in the same order, and none but owners are written to."""
+        return self.strict and self._placements is None and self._copies[0] == len(self.nodes)
+
     def writers(self, key: bytes) -> Sequence[str]:
         """The nodes a write of `key` goes to: its owners; in available mode the next nodes replace those in trouble."""
         slot = self._slot(key)
