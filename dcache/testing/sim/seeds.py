@@ -25,8 +25,9 @@ from dcache.testing.sim.run import Report, run
 Seed = tuple[str, int]
 """A profile and a seed."""
 
-REAL_LIMIT = 300
-"""Real seconds after which a run is broken off: it goes round and round while no virtual time passes."""
+CPU_LIMIT = 300.0
+"""Seconds of CPU after which a run is broken off: it goes round and round while no virtual time passes.  Of CPU, for
+this machine may be put to sleep meanwhile."""
 
 AHEAD = 2  # runs given out per process
 
@@ -124,21 +125,21 @@ def _uninterrupted() -> Iterator[None]:
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, _break_off)
+    if hasattr(signal, "SIGPROF"):
+        signal.signal(signal.SIGPROF, _break_off)
     gc.collect()
     gc.freeze()  # what is there now stays; collections need not look at it
 
 
 def _break_off(number: int, frame: FrameType | None) -> None:
-    raise Stuck(f"not done after {REAL_LIMIT} s of real time")
+    raise Stuck(f"not done after {CPU_LIMIT:g} s of CPU time")
 
 
 def _limited(profile: str, seed: int) -> Result:
-    if not hasattr(signal, "SIGALRM"):
+    if not hasattr(signal, "SIGPROF"):
         return attempt(profile, seed)
-    signal.alarm(REAL_LIMIT)
+    signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT)
     try:
         return attempt(profile, seed)
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
