@@ -41,9 +41,10 @@ class Engine:
         self, view: View, way: Callable[..., T], told: Callable[..., Any], operation: Callable[..., Op[T]], *args: Any
     ) -> T:
         """As `run`, for an operation that reads; `way` is the driver's, of having what it can `told` promptly."""
-        timeout, since = view.options.timeout, time.monotonic()
+        timeout, since, ctx, session = view.options.timeout, time.monotonic(), view.latest, self.session
         deadline = since + timeout
-        ctx = view.context_at_hand() or self._context(view, deadline, timeout)
+        if ctx is None or ctx.table is not session.topology.table or session.topology.forsaken or session.closed:
+            ctx = self._context(view, deadline, timeout)
         try:
             return way(ctx, since, timeout, told, operation, *args)
         except (QuorumError, ClusterMismatch) as error:

@@ -190,7 +190,7 @@ class View:
     def __init__(self, session: Session, configuration: Configuration) -> None:
         self.session, self.configuration = session, configuration
         self.options = configuration.options()
-        self._context: Context | None = None
+        self.latest: Context | None = None  # that of the last operation
 
     def with_configuration(self, changes: dict[str, Any]) -> Configuration:
         """This view's configuration with changes; `TypeError` for what cannot be changed in a view."""
@@ -204,21 +204,13 @@ class View:
         """This view with so many seconds for an operation."""
         return View(self.session, attrs.evolve(self.configuration, timeout=timeout))
 
-    def context_at_hand(self) -> Context | None:
-        """The context of the last operation, if nothing has changed since."""
-        session, context = self.session, self._context
-        topology = session.topology
-        if context is None or context.table is not topology.table or topology.forsaken or session.closed:
-            return None
-        return context
-
     def context(self) -> Context | None:
         """The context for an operation that starts now; None if the table has just been given up."""
-        table, context = self.session.topology.table, self._context
+        table, context = self.session.topology.table, self.latest
         if table is None:
             return None
         if context is None or context.table is not table:
-            context = self._context = Context(table, self.options, self.session.shared)
+            context = self.latest = Context(table, self.options, self.session.shared)
         return context
 
     def flight_key(self, key: Key) -> bytes:

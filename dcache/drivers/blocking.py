@@ -104,15 +104,16 @@ class BlockingDriver:
         leases = Leases(self, self._books, deadline)
         try:
             nodes = targets(ctx, raw, since) if PROMPT else None
-            calls = ctx.calls(nodes, "get", raw) if nodes else ()
-            begun = leases.begin(calls, since, patience, raced=ctx.raced)
-            if not begun:
+            calls = ctx.calls(nodes, "get", raw) if nodes else []
+            asked = leases.begin(calls, since, patience, raced=ctx.raced)
+            if not asked:
                 return self._drive(operation(ctx, key, *args), leases, deadline, timeout)
-            answers = prompt.answers(begun, self._books, patience, raced=ctx.raced)
+            answers, begun = prompt.answers(calls, asked, self._books, since, patience, raced=ctx.raced)
             answer = None if answers is None else agreed(answers)
             if answer is None:
+                begun = begun or prompt.sent(calls, asked, answers or (), since)
                 return self._drive(operation(ctx, key, *args, first=nodes), leases, deadline, timeout, begun)
-            leases.end_promptly(begun, since, patience)
+            leases.end_promptly(asked, since, patience)
         except BaseException:
             leases.close()
             raise
@@ -132,19 +133,21 @@ class BlockingDriver:
         deadline, patience = since + timeout, timeout * PATIENCE
         leases = Leases(self, self._books, deadline)
         try:
-            asked, others = plan(ctx, dict.fromkeys(raws.values()), since) if PROMPT else ({}, [])
-            begun = () if others else leases.begin(batch.requests(ctx, asked), since, patience, raced=False)
-            if not begun:
+            wanted, others = plan(ctx, dict.fromkeys(raws.values()), since) if PROMPT else ({}, [])
+            calls = [] if others else batch.requests(ctx, wanted)
+            asked = leases.begin(calls, since, patience, raced=False)
+            if not asked:
                 return self._drive(operation(ctx, keys), leases, deadline, timeout)
-            answers = prompt.answers(begun, self._books, patience, raced=False)
-            given = None if answers is None else batch.by_node([one.call for one in begun], answers)
+            answers, begun = prompt.answers(calls, asked, self._books, since, patience, raced=False)
+            given = None if answers is None else batch.by_node(calls, answers)
             if given is None:
-                return self._drive(operation(ctx, keys, asked), leases, deadline, timeout, begun)
-            found, left = told(ctx, raws, settle_many(asked, given))
+                begun = begun or prompt.sent(calls, asked, answers or (), since)
+                return self._drive(operation(ctx, keys, wanted), leases, deadline, timeout, begun)
+            found, left = told(ctx, raws, settle_many(wanted, given))
             if left:
                 found.update(self._drive(operation(ctx, left), leases, deadline, timeout))
             else:
-                leases.end_promptly(begun, since, patience)
+                leases.end_promptly(asked, since, patience)
         except BaseException:
             leases.close()
             raise

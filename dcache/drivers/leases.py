@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 from dcache.drivers.channel import Channel, Unanswered, Waiter
 from dcache.drivers.driver import Books, Execution, Probe, TableWaiter
 from dcache.drivers.pool import CHUNK, PROMPT, RECENT, Connection, Held, ready
-from dcache.drivers.prompt import Sent
+from dcache.drivers.prompt import Asked, Sent
 from dcache.errors import DcacheError
 from dcache.ops.effects import Call
-from dcache.wire import encode_request
 
 if TYPE_CHECKING:
     from dcache.drivers.blocking import BlockingDriver
@@ -51,11 +50,11 @@ class Leases:
         except OSError as error:
             self._lost(connection, error)
 
-    def begin(self, calls: Sequence[Call], since: float, patience: float, *, raced: bool) -> list[Sent]:
+    def begin(self, calls: Sequence[Call], since: float, patience: float, *, raced: bool) -> list[Asked]:
         """Make `calls`, if for all of their nodes connections are at hand that nothing is under way on; else none."""
-        held, pools, begun = self._held, self._driver.pools, list[Sent]()
-        for call in calls:
-            node = call[0]
+        held, pools = self._held, self._driver.pools
+        connections: list[Connection] = []
+        for node, _, _ in calls:
             connection = held.get(node)
             if connection is None:
                 pool = pools.get(node)
@@ -63,15 +62,16 @@ class Leases:
                 if connection is None or (since >= connection.quiet_until and not self._at_hand(connection, since)):
                     self.give_back(0.0)
                     return []
-            begun.append(Sent(call, connection, since))
+            connections.append(connection)
         if raced:
             self._books.raceable(calls, patience, since)
-        for one in begun:
+        asked: list[Asked] = []
+        for connection, (_, method, params) in zip(connections, calls, strict=True):
             try:
-                one.connection.send(encode_request(one.message_id, one.call[1], one.call[2]))
+                asked.append((connection, connection.ask(method, params), None))
             except OSError as error:
-                one.fault = error
-        return begun
+                asked.append((connection, next(connection.channel.ids), error))
+        return asked
 
     def _at_hand(self, connection: Connection, now: float) -> bool:
         """Whether a connection that may not have been quiet is so by now.  One of no more use is closed."""
@@ -144,14 +144,13 @@ class Leases:
                     channel.request(news, TableWaiter(self._books.topology), time.monotonic())
         connection.flush()
 
-    def end_promptly(self, begun: Sequence[Sent], now: float, grace: float) -> None:
+    def end_promptly(self, asked: Sequence[Asked], now: float, grace: float) -> None:
         """As `end`, where all that was asked was answered."""
         books, held, pools = self._books, self._held, self._driver.pools
-        if now >= books.topology.due_at or books.backoff.failures or len(begun) > len(held):
+        if now >= books.topology.due_at or books.backoff.failures or len(asked) > len(held):
             self.end(grace)
             return
-        for one in begun:
-            connection = one.connection
+        for connection, _, _ in asked:
             connection.fresh = False
             if connection.quiet_until:
                 connection.quiet_until = now + RECENT

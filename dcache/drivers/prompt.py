@@ -26,23 +26,26 @@ from dcache.drivers.pool import Connection
 from dcache.errors import DcacheError
 from dcache.ops.effects import Call, Link, Round
 from dcache.ops.latency import FLOOR
-from dcache.wire import lone_result
 
 RESTART = 0.01
 """Seconds in which no process ends and another takes its place."""
 
 
-class Sent:
-    """A call on its way: answered or not, and what befell its connection, if anything did."""
+Asked = tuple[Connection, int, Exception | None]
+"""A request that was made: its connection and its id there, and what went wrong when it was sent."""
 
-    answered = expected = False
+
+class Sent:
+    """A call on its way that its channel is to tell of: answered or not, and what befell its connection, if anything
+    did."""
+
     result: Any = None
     error: Exception | None = None
-    fault: Exception | None = None
 
-    def __init__(self, call: Call, connection: Connection, since: float) -> None:
-        self.call, self.connection, self.since = call, connection, since
-        self.message_id: int = next(connection.channel.ids)
+    def __init__(self, call: Call, asked: Asked, since: float) -> None:
+        self.call, self.since = call, since
+        self.connection, self.message_id, self.fault = asked
+        self.answered = False
 
     def replied(self, call: Call, result: Any, link: Link) -> None:
         self.result = result
@@ -53,59 +56,80 @@ class Sent:
         self.answered = True
 
     def expect(self) -> None:
-        """Have its channel say when it is answered, from now on."""
-        if not (self.answered or self.expected):
-            self.connection.channel.expect(self.message_id, self.call, self, self.since)
-            self.connection.quiet_until = 0.0
-            self.expected = True
+        """Have its channel tell of it."""
+        self.connection.channel.expect(self.message_id, self.call, self, self.since)
+        self.connection.quiet_until = 0.0
 
 
-def answers(begun: Sequence[Sent], books: Books, patience: float, *, raced: bool) -> list[Any] | None:
-    """What all of them brought in time; None if anything is out of the ordinary.  Then the channels of those that have
-    not answered expect that they do.
+def sent(calls: Sequence[Call], asked: Sequence[Asked], results: Sequence[Any], since: float) -> list[Sent]:
+    """The calls that were asked, the first of which had these `results`; their channels tell of the others.
+
+    What has come and was not a reply alone is for the channel; it may hold the replies to several of them.
+    """
+    begun = [Sent(call, each, since) for call, each in zip(calls, asked, strict=True)]
+    for one, result in zip(begun, results, strict=False):
+        one.replied(one.call, result, one.connection.channel)
+    for one in begun[len(results) :]:
+        one.expect()
+    for one in begun[len(results) :]:
+        unread, one.connection.unread = one.connection.unread, b""
+        try:
+            one.connection.channel.receive(unread)
+        except DcacheError as error:
+            one.fault = error
+    return begun
+
+
+def answers(
+    calls: Sequence[Call], asked: list[Asked], books: Books, since: float, patience: float, *, raced: bool
+) -> tuple[list[Any] | None, list[Sent]]:
+    """What all that were `asked` answered in time, None if anything is out of the ordinary; and the calls as they are
+    by then, unless no channel was needed.
 
     A node has `patience` seconds; where calls can be `raced`, as many as one usually takes.  How long it took is not
     known of an answer that may have been there long before it was looked at.
     """
-    now = since = begun[0].since
-    hedging, failures, results = books.hedging, books.backoff.failures, []
-    several, late = len(begun) > 1, since + patience
-    for at, one in enumerate(begun, 1):
-        before, estimate = now, None
+    now, several, hedging, failures = since, len(asked) > 1, books.hedging, books.backoff.failures
+    results: list[Any] = []
+    begun: list[Sent] = []
+    for at, (connection, message_id, fault) in enumerate(asked):
+        before, late, estimate, result = now, since + patience, None, None
         if raced:
-            estimate = hedging.of(one.call[0])
+            estimate = hedging.of(connection.node)
             late = since + min(patience, estimate.patience)
-        if one.fault is not None or one.connection.unsent or not _answered(one, begun, late - now, late):
-            _expect(begun)
-            _look_at(begun[at:], books)
-            return None
+        if not (begun or fault or connection.unsent or late <= now):
+            try:
+                result = connection.hear(message_id, late - now)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                asked[at] = connection, message_id, error
+        if result is None:
+            begun = begun or sent(calls, asked, results, since)
+            if not _answered(begun[at], late):
+                _look_at(begun[at + 1 :], books)
+                return None, begun
+            result = begun[at].result
         if several:
             now = time.monotonic()
         if hedging.owed or failures:
-            books.answered(one.call[0])
+            books.answered(connection.node)
         if estimate is not None and (before - since <= FLOOR or now - since <= estimate.patience < inf):
             estimate.add(now - since)
-        results.append(one.result)
-    return results if now - since <= RESTART or _all_live(begun[:-1]) else None
+        results.append(result)
+    if now - since > RESTART:
+        begun = begun or sent(calls, asked, results, since)
+        if not _all_live(begun[:-1]):
+            return None, begun
+    return results, begun
 
 
-def _answered(one: Sent, begun: Sequence[Sent], seconds: float, until: float) -> bool:
-    """Whether a result is there before `until`, which is in so many seconds, or by now.
-
-    The first thing that comes is nearly always the reply alone.  Whatever else it is goes to the channel; it may hold
-    the replies to others that were `begun` on the same connection.
-    """
-    connection, data = one.connection, b""
+def _answered(one: Sent, until: float) -> bool:
+    """Whether its channel tells of a result before `until`, or by now."""
+    connection = one.connection
+    if one.fault is not None or connection.unsent:
+        return False
     try:
-        if seconds > 0.0 and not (one.answered or one.expected):
-            data = connection.await_bytes(seconds)
-            one.result = lone_result(data, one.message_id)
-            if one.result is not None:
-                one.answered = True
-                return True
-        _expect(begun)
-        if data:
-            connection.channel.receive(data)
         while not one.answered:
             seconds = until - time.monotonic()
             if seconds <= 0.0:
@@ -120,15 +144,10 @@ def _answered(one: Sent, begun: Sequence[Sent], seconds: float, until: float) ->
     return one.answered and one.error is None
 
 
-def _expect(begun: Sequence[Sent]) -> None:
-    for one in begun:
-        one.expect()
-
-
 def _look_at(others: Sequence[Sent], books: Books) -> None:
     """Take in what is there, before it would seem to have come only when the operation looks."""
     for one in others:
-        if one.fault is None and _answered(one, (), 0.0, 0.0):
+        if _answered(one, 0.0):
             books.answered(one.call.node)
 
 

@@ -33,11 +33,12 @@ class Backoff:
         self._random, self._first, self._most = random, first, most
         self.failures: dict[str, _Trouble] = {}
         """Of the nodes that have failed and not answered since; to be looked at only."""
-        self._slow: dict[str, float] = {}
+        self.slowed: dict[str, float] = {}
+        """Until when each node that was slow is taken to be so; to be looked at only."""
 
     def reset(self) -> None:
         """Forget everything: after a fork."""
-        self.failures, self._slow = {}, {}
+        self.failures, self.slowed = {}, {}
 
     def allows(self, node: str, now: float) -> str | None:
         """None if `node` may be called, else why not.  The first to ask after the wait is the one who probes."""
@@ -63,10 +64,10 @@ class Backoff:
         return trouble is not None and now < trouble.until and not trouble.probing
 
     def undisturbed(self, now: float) -> bool:
-        """Whether no node is in trouble of any degree."""
-        if self._slow:
-            self._slow = {node: until for node, until in list(self._slow.items()) if now < until}
-        return not self.failures and not self._slow
+        """Whether no node is in trouble of any degree: so as long as neither `failures` nor `slowed` has any."""
+        if self.slowed:
+            self.slowed = {node: until for node, until in list(self.slowed.items()) if now < until}
+        return not self.failures and not self.slowed
 
     def due(self, now: float) -> list[str]:
         """The nodes that have been left alone for long enough."""
@@ -81,7 +82,7 @@ class Backoff:
         return node in self.failures
 
     def slow(self, node: str, now: float) -> None:
-        self._slow[node] = now + self._first + self._random() * self._most
+        self.slowed[node] = now + self._first + self._random() * self._most
 
     def answered(self, node: str) -> None:
         """`node` is well again."""
@@ -90,7 +91,7 @@ class Backoff:
 
     def rank(self, nodes: Sequence[str], now: float) -> Sequence[str]:
         """`nodes` in the same order, those in trouble last."""
-        if not self.failures and not self._slow:
+        if not self.failures and not self.slowed:
             return nodes
         return sorted(nodes, key=lambda node: self.trouble(node, now))
 
@@ -99,7 +100,7 @@ class Backoff:
         trouble = self.failures.get(node)
         if trouble is not None:
             return 2 if now < trouble.until else 1
-        return 1 if now < self._slow.get(node, now) else 0
+        return 1 if now < self.slowed.get(node, now) else 0
 
     def _wait(self, failures: int) -> float:
         nominal = min(self._most, self._first * 2.0 ** min(failures - 1, 20))

@@ -87,7 +87,8 @@ def key_to_bytes(key: Key, limits: Limits) -> bytes:
         return key_to_bytes(str.__str__(key) if isinstance(key, str) else bytes(key), limits)
     else:
         raise TypeError(f"a key is str or bytes, not {type(key).__name__}")
-    check_key(raw, limits)
+    if not 0 < len(raw) <= limits.max_key:
+        check_key(raw, limits)
     return raw
 
 

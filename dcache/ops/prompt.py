@@ -28,7 +28,7 @@ def targets(ctx: Context, key: bytes, now: float) -> tuple[str, ...] | None:
     if not ways:
         return None
     backoff, turn = ctx.shared.backoff, next(ctx.shared.turn) % len(ways)
-    if backoff.undisturbed(now):
+    if not (backoff.failures or backoff.slowed) or backoff.undisturbed(now):
         return ways[turn]
     for way in (*ways[turn:], *ways[:turn]):
         if not any(backoff.trouble(node, now) for node in way):

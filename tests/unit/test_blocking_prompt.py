@@ -245,7 +245,7 @@ def test_a_reply_may_be_packed_in_another_way_and_come_with_others(three: Nodes)
             assert client.get("key") == "key"
             assert client.get_many(["a", "b"]) == {"a": "a", "b": "b"}
         assert three.asked("get") == [3, 3, 0]
-        assert set(client.engine.driver.connections) == before
+        assert before <= set(client.engine.driver.connections), "none was closed"
         assert all(connection.channel.quiet() for connection in before)
 
 
@@ -408,7 +408,7 @@ def test_an_answer_that_is_there_when_its_time_is_over_counts(three: Nodes) -> N
         slow.answer = quick.answer
         assert client.get("other") == "other"
         assert three.asked("get") == [2, 2, 0]
-        assert set(client.engine.driver.connections) == before, "none was closed over an answer that nobody expected"
+        assert before <= set(client.engine.driver.connections), "none was closed over an answer that nobody expected"
 
 
 def test_a_slow_node_makes_no_other_seem_slow(three: Nodes) -> None:
