@@ -93,7 +93,7 @@ pack: Callable[[object], bytes] = msgpack.Packer(use_bin_type=True, autoreset=Tr
 
 _array_head: Callable[[int], bytes] = msgpack.Packer(autoreset=True).pack_array_header
 _reply_head = struct.Struct(">3sIB").pack
-_LONE = 8  # bytes of that head
+_TO_ID, _NIL, _HEAD = b"\x94\x01\xce", 0xC0, 8  # an array of four, REPLY, an id of 32 bits; no error; their bytes
 
 
 def check_key(key: bytes, limits: Limits) -> None:
@@ -115,17 +115,17 @@ def encode_reply(message_id: int, result: object) -> bytes:
     return pack((REPLY, message_id, None, result))
 
 
-def reply_with(message_id: int, encoded: bytes) -> bytes:
-    """The reply whose result is MessagePack already."""
-    return _reply_head(b"\x94\x01\xce", message_id, 0xC0) + encoded  # array of four, REPLY, id in 32 bits, nil
+def reply_head(message_id: int) -> bytes:
+    """What stands before the result in a reply, as nodes write it."""
+    return _reply_head(_TO_ID, message_id, _NIL)
 
 
 def lone_result(data: bytes, message_id: int) -> Any:
-    """The result in `data`, if that is what `reply_with` makes of it, whole and alone; None for whatever else it is,
-    which a `Decoder` is to look at then."""
-    if data[:_LONE] == _reply_head(b"\x94\x01\xce", message_id, 0xC0):
+    """The result in `data`, if that is a reply with the `reply_head` of this id, whole and alone; None for whatever
+    else it is, which a `Decoder` is to look at then."""
+    if data[:_HEAD] == _reply_head(_TO_ID, message_id, _NIL):
         try:
-            return _unpack_result(data[_LONE:])
+            return _unpack_result(data[_HEAD:])
         except (ValueError, TypeError):  # not all of it, or more than that, or nothing that we take
             return None
     return None
@@ -140,9 +140,9 @@ def encode_notification(method: str, params: Sequence[Any]) -> bytes:
     return pack((NOTIFICATION, method, params))
 
 
-def pack_array(encoded: Sequence[bytes]) -> bytes:
-    """The array of these objects, each MessagePack already."""
-    return b"".join((_array_head(len(encoded)), *encoded))
+def pack_array(encoded: Sequence[bytes], head: bytes = b"") -> bytes:
+    """`head`, then the array of these objects, each MessagePack already."""
+    return b"".join((head, _array_head(len(encoded)), *encoded))
 
 
 _unpack_result = partial(

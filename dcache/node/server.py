@@ -23,7 +23,7 @@ import attrs
 
 from dcache.errors import ProtocolError
 from dcache.node.service import Refusal, Service
-from dcache.wire import REQUEST, Code, Decoder, encode_error, encode_notification, reply_with
+from dcache.wire import REQUEST, Code, Decoder, encode_error, encode_notification, reply_head
 
 log = logging.getLogger("dcache.node")
 
@@ -178,7 +178,7 @@ class Connection(asyncio.Protocol):
         if not self._greeted and method != "hello":
             raise ProtocolError("the first request must be hello")
         try:
-            result = self._service.answer(method, params)
+            reply = self._service.answer(reply_head(message_id), method, params)
         except Refusal as refusal:
             self._server.refusals += 1
             return encode_error(message_id, refusal.code, refusal.detail)
@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
             return encode_error(message_id, Code.INTERNAL)
         if method == "hello":
             self._greeted, self.expects, self.push = True, params[1], params[2] is True
-        return reply_with(message_id, result)
+        return reply
 
     def _reject(self, error: ProtocolError) -> None:
         log.warning("closing the connection of %s: %s", self._peer(), str(error))

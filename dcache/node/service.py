@@ -104,19 +104,23 @@ class Service:
             "get_many": self._get_many_at_hand,
         }
 
-    def answer(self, method: str, params: Sequence[Any]) -> bytes:
-        """As `handle`, the result as MessagePack."""
+    def answer(self, head: bytes, method: str, params: Sequence[Any]) -> bytes:
+        """`head`, then the result of `handle` as MessagePack.
+
+        In one piece from the beginning: a node that copies a megabyte once more has it taken back by the system, and
+        given anew, with every request.
+        """
         at_hand = self._at_hand.get(method)
         if at_hand is not None:
             try:
-                answer = at_hand(*params)
+                answer = at_hand(head, *params)
             except InvalidKey as error:
                 raise as_refusal(error) from error
             except (TypeError, ValueError):  # of the wrong form, and `handle` says so
                 answer = None
             if answer is not None:
                 return answer
-        return pack(self.handle(method, params))
+        return head + pack(self.handle(method, params))
 
     def handle(self, method: str, params: Sequence[Any]) -> Any:
         """The result of a request; `Refusal` if it is refused."""
@@ -194,8 +198,8 @@ class Service:
         now = self._now()
         return self._answer(full, self.store.get(full, now), now)
 
-    def _get_at_hand(self, fingerprint: bytes, namespace: bytes, key: bytes) -> bytes | None:
-        """The answer to a `get` that hits, as it is held; None where `get` has to look closer.
+    def _get_at_hand(self, head: bytes, fingerprint: bytes, namespace: bytes, key: bytes) -> bytes | None:
+        """`head` and the answer to a `get` that hits, as it is held; None where `get` has to look closer.
 
         The key needs no checking: one that is held was checked when it was written.  A namespace with a NUL would meet
         the keys of another one.
@@ -203,7 +207,8 @@ class Service:
         # The NUL is looked for as a number: for b"\0" Python first makes an exception that says it is none.
         if fingerprint != self.view.fingerprint or 0 in namespace:
             return None
-        return self.store.answer(namespace + b"\0" + key, self._now)
+        held = self.store.answer(namespace + b"\0" + key, self._now)
+        return None if held is None else head + held
 
     def peek(self, fingerprint: bytes, namespace: bytes, key: bytes) -> tuple[Any, ...]:
         """As `get`, without the value."""
@@ -300,7 +305,9 @@ class Service:
             answers.append(self._answer(full, entry, now))
         return answers
 
-    def _get_many_at_hand(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> bytes | None:
+    def _get_many_at_hand(
+        self, head: bytes, fingerprint: bytes, namespace: bytes, items: Sequence[Any]
+    ) -> bytes | None:
         """As `_get_at_hand`; the misses are looked up one by one."""
         if fingerprint != self.view.fingerprint or 0 in namespace:
             return None
@@ -313,7 +320,7 @@ class Service:
             if answer is None:
                 full = self._full(namespace, items[at][0])
                 answers[at] = pack(self._answer(full, self.store.get(full, now), now))
-        return pack_array(answers)
+        return pack_array(answers, head)
 
     def top_many(self, fingerprint: bytes, namespace: bytes, items: Sequence[Any]) -> list[Any]:
         return self._each(fingerprint, namespace, items, self._top)

@@ -20,7 +20,7 @@ from dcache.drivers.machine import wall_ms
 from dcache.drivers.pool import Connection
 from dcache.membership import Member, MemberTable, RingState, Settings
 from dcache.ops import latency
-from dcache.wire import Decoder, Limits, encode_notification, encode_reply, pack, reply_with
+from dcache.wire import Decoder, Limits, encode_notification, encode_reply, pack, reply_head
 from tests.fronts import UNHURRIED, until
 from tests.unit.ops_kit import v
 
@@ -37,7 +37,7 @@ def held(value: object, version: int = 1) -> tuple[Any, ...]:
 
 
 def as_nodes_do(message_id: int, result: object) -> bytes:
-    return reply_with(message_id, pack(result))
+    return reply_head(message_id) + pack(result)
 
 
 COPIED = (True, 0, v(9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tracemalloc
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
@@ -201,3 +202,21 @@ def test_a_key_more_in_a_batch_of_writes_costs_few_calls(line: Line) -> None:
 
     few, many = batch(10, 2_000), batch(60, 3_000)
     assert (calls_of(lambda: line.send(many)) - calls_of(lambda: line.send(few))) / 50 <= 16
+
+
+@pytest.mark.parametrize("keys", [1, 20])
+def test_a_large_reply_is_put_together_once(line: Line, keys: int) -> None:
+    """Two copies at a time are more than an allocator keeps at hand: then the system clears pages for every reply."""
+    for n, key in enumerate(KEYS[:keys], 1000):
+        line.send(encode_request(1, "set", (RING, b"", key, make_version(WALL, n, 1), bytes(100_000), 0, None)))
+    asked = KEYS[0] if keys == 1 else [(key,) for key in KEYS[:keys]]
+    frame = encode_request(1, "get" if keys == 1 else "get_many", (RING, b"", asked))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        (reply,) = line.send(frame)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(reply) > keys * 100_000
+    assert peak - before < 1.2 * len(reply)

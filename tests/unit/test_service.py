@@ -877,8 +877,15 @@ def test_an_encoded_answer_says_what_the_plain_one_does(
         for node in (one, other):
             node.raw("clear", RING, NS, v(2))
     params = (ring, namespace, tuple((key,) for key in keys)) if asked == "get_many" else (ring, namespace, *keys)
-    encoded = outcome(one, lambda: msgpack.unpackb(one.service.answer(asked, params), use_list=False))
+    encoded = outcome(one, lambda: msgpack.unpackb(one.service.answer(b"", asked, params), use_list=False))
     assert encoded == outcome(other, lambda: other.service.handle(asked, params))
+
+
+@pytest.mark.parametrize("method", ["get", "get_many", "peek"])
+def test_an_answer_comes_behind_the_head_that_it_is_given(node: Node, method: str) -> None:
+    node.put(b"key", 1)
+    params = (RING, NS, ((b"key",),) if method == "get_many" else b"key")
+    assert node.service.answer(b"head", method, params) == b"head" + node.service.answer(b"", method, params)
 
 
 @pytest.mark.parametrize(
@@ -888,7 +895,7 @@ def test_a_namespace_with_a_nul_does_not_reach_the_keys_of_another(node: Node, p
     node.put(b"a\0a0", 1)
     method, *rest = params
     with pytest.raises(Refusal) as caught:
-        node.service.answer(method, (RING, *rest))
+        node.service.answer(b"", method, (RING, *rest))
     assert caught.value.code == Code.INVALID_KEY
 
 
@@ -896,6 +903,6 @@ def test_a_batch_of_encoded_answers_ends_where_its_room_does(node: Node) -> None
     for n in range(8):
         node.put(b"k%d" % n, n + 1, bytes(100 * n), ttl=1000 if n % 2 else None)
     params = (RING, NS, tuple((b"k%d" % n,) for n in range(8)))
-    answers = msgpack.unpackb(node.service.answer("get_many", params), use_list=False)
+    answers = msgpack.unpackb(node.service.answer(b"", "get_many", params), use_list=False)
     assert len(answers) == 4
     assert list(answers) == node.raw("get_many", *params)

@@ -41,7 +41,7 @@ from dcache.wire import (
     lone_result,
     pack,
     pack_array,
-    reply_with,
+    reply_head,
     storage_key,
 )
 
@@ -179,7 +179,7 @@ def test_messages_can_be_taken_one_by_one() -> None:
 
 @given(ids, values)
 def test_a_reply_can_be_made_of_a_result_that_is_encoded_already(number: int, result: Any) -> None:
-    assert decode([reply_with(number, pack(result))]) == [(REPLY, number, None, result)]
+    assert decode([reply_head(number) + pack(result)]) == [(REPLY, number, None, result)]
 
 
 @given(st.lists(values, max_size=MAX_BATCH))
@@ -616,21 +616,21 @@ def test_a_decoder_for_requests_refuses_maps():
 @given(st.integers(0, IDS - 1), st.binary(max_size=300))
 def test_the_result_of_a_reply_that_comes_alone_is_read_at_once(message_id: int, value: bytes) -> None:
     result = (True, value, None)
-    assert lone_result(reply_with(message_id, pack(result)), message_id) == result
+    assert lone_result(reply_head(message_id) + pack(result), message_id) == result
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        reply_with(8, pack((True,))),
+        reply_head(8) + pack((True,)),
         encode_reply(7, (True,)),
         encode_error(7, Code.WRONG_RING),
-        reply_with(7, pack((True,))) + reply_with(8, pack((True,))),
-        encode_notification("table", ()) + reply_with(7, pack((True,))),
-        reply_with(7, pack((True,)))[:-1],
-        reply_with(7, b"")[:5],
-        reply_with(7, b"\xc1"),
-        reply_with(7, pack([0] * (Limits().max_batch + 1))),
+        reply_head(7) + pack((True,)) + reply_head(8) + pack((True,)),
+        encode_notification("table", ()) + reply_head(7) + pack((True,)),
+        (reply_head(7) + pack((True,)))[:-1],
+        reply_head(7)[:5],
+        reply_head(7) + b"\xc1",
+        reply_head(7) + pack([0] * (Limits().max_batch + 1)),
         b"",
     ],
     ids=["another", "other form", "error", "two", "after another", "cut", "head", "garbage", "too long", "nothing"],
