@@ -129,10 +129,10 @@ class AsyncEngine:
             await many.future
         for many in asked:
             answers.update(many.settled())
-        found, left = batch.values(ctx, raws, answers)
-        if left:
-            found.update(await self._run(view, deadline, None, batch.get_many, (left,), {}))
-        return found
+        told = batch.values(ctx, raws, answers)
+        rest = await self._run(view, deadline, None, batch.get_many, (told.left,), {}) if told.left else {}
+        told.count(ctx)
+        return told.found | rest
 
     async def discover(self, bound: Bound, deadline: float, timeout: float) -> None:
         session = self.session

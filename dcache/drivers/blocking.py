@@ -20,6 +20,7 @@ from dcache.drivers.pool import PROMPT, Connection, Held, Pool
 from dcache.drivers.prompt import Sent, TakeOver
 from dcache.errors import ClientClosed, DcacheError
 from dcache.ops import batch
+from dcache.ops.batch import Values
 from dcache.ops.context import Context, K, Key, key_to_bytes
 from dcache.ops.effects import Detached, Op, Round
 from dcache.ops.prompt import agreed, plan, settle_many, targets
@@ -124,7 +125,7 @@ class BlockingDriver:
         ctx: Context,
         since: float,
         timeout: float,
-        told: Callable[[Context, Mapping[K, bytes], Mapping[bytes, Any]], tuple[dict[K, Any], list[K]]],
+        told: Callable[[Context, Mapping[K, bytes], Mapping[bytes, Any]], Values[K]],
         operation: Callable[..., Op[dict[K, Any]]],
         keys: Sequence[K],
     ) -> dict[K, Any]:
@@ -143,15 +144,14 @@ class BlockingDriver:
             if given is None:
                 begun = begun or prompt.sent(calls, asked, answers or (), since)
                 return self._drive(operation(ctx, keys, wanted), leases, deadline, timeout, begun)
-            found, left = told(ctx, raws, settle_many(wanted, given))
-            if left:
-                found.update(self._drive(operation(ctx, left), leases, deadline, timeout))
-            else:
-                leases.end_promptly(asked, since, patience)
+            leases.end_promptly(asked, since, patience)
         except BaseException:
             leases.close()
             raise
-        return found
+        values = told(ctx, raws, settle_many(wanted, given))  # may call the user's serializer, so nothing is held
+        rest = self.run(operation(ctx, values.left), deadline, timeout) if values.left else {}
+        values.count(ctx)
+        return values.found | rest
 
     def _drive(
         self, operation: Op[T], leases: Leases, deadline: float, timeout: float, begun: Sequence[Sent] = ()

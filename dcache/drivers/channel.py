@@ -3,6 +3,9 @@
 Bytes go in by `receive`, bytes to be sent come out of `take`.  Every reply goes to the waiter of its id; one that
 nobody waits for any more is dropped, so whatever happens to a caller (cancelled, timed out, interrupted), no other
 caller sees its reply.  Nothing but `hello` is sent before `hello` is answered.
+
+Prompt reads of threads (`prompt`) pass it by as long as all that comes is their reply alone: they take an id from it,
+on a connection that is `quiet`, and look whether that is the id of the reply.
 """
 
 from __future__ import annotations

@@ -52,12 +52,12 @@ class Leases:
 
     def begin(self, calls: Sequence[Call], since: float, patience: float, *, raced: bool) -> list[Asked]:
         """Make `calls`, if for all of their nodes connections are at hand that nothing is under way on; else none."""
-        held, pools = self._held, self._driver.pools
+        held, driver = self._held, self._driver
         connections: list[Connection] = []
         for node, _, _ in calls:
             connection = held.get(node)
             if connection is None:
-                pool = pools.get(node)
+                pool = driver.pools.get(node)
                 connection = None if pool is None else pool.borrow(held)
                 if connection is None or (since >= connection.quiet_until and not self._at_hand(connection, since)):
                     self.give_back(0.0)
@@ -146,7 +146,7 @@ class Leases:
 
     def end_promptly(self, asked: Sequence[Asked], now: float, grace: float) -> None:
         """As `end`, where all that was asked was answered."""
-        books, held, pools = self._books, self._held, self._driver.pools
+        books, held, driver = self._books, self._held, self._driver
         if now >= books.topology.due_at or books.backoff.failures or len(asked) > len(held):
             self.end(grace)
             return
@@ -156,7 +156,7 @@ class Leases:
                 connection.quiet_until = now + RECENT
             else:
                 connection.rest(now)
-            pool = pools.get(connection.node)
+            pool = driver.pools.get(connection.node)
             if pool is None or not pool.give(held, connection):
                 self._discard(connection)
 

@@ -109,9 +109,12 @@ class Connection:
             self.unsent = frames = frames[sent:]
 
     def ask(self, method: str, params: tuple[Any, ...]) -> int:
-        """Make a request on a quiet connection, and tell its id.  Its channel does not know of it."""
+        """Make a request on a connection that was quiet, and tell its id.  Its channel does not know of it."""
         message_id: int = next(self.channel.ids)
         frame = pack((REQUEST, message_id, method, params))  # as `encode_request`: a call less for each get
+        if self.unsent:  # of a request before this one
+            self.send(self.unsent + frame)
+            return message_id
         try:
             sent = self.sock.send(frame, _NOW)
         except (BlockingIOError, InterruptedError):
@@ -149,15 +152,15 @@ class Connection:
                 return
 
     def rest(self, now: float) -> None:
-        """It was of use and is given back."""
+        """Nothing is wrong with it as far as is known, and nobody waits for what it may still bring."""
         quiet = self.opened and self.channel.quiet() and not self.wants_to_write()
         self.quiet_until = now + RECENT if quiet else 0.0
 
     def await_bytes(self, seconds: float) -> bytes:
         """Wait for bytes, `CHUNK` at most, in the call that reads them.
 
-        `BlockingIOError` if none come within `seconds` or, as the kernel is not exact, a few milliseconds more.  Other
-        errors as of `readable`.
+        `BlockingIOError` if none come within `seconds` or, as the kernel is not exact, a few milliseconds more, another
+        `OSError` if the connection is of no more use.
         """
         self._be_patient(seconds)
         data = self.sock.recv(CHUNK)

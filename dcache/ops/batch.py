@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import attrs
 
@@ -230,12 +230,30 @@ def by_node(calls: Sequence[Call], results: Sequence[Any]) -> dict[str, Sequence
     return found
 
 
-def values(ctx: Context, raws: Mapping[K, bytes], answers: Mapping[bytes, Any]) -> tuple[dict[K, Any], list[K]]:
-    """The values in answers that were given alike, by keys as given, and the keys of which there is no whole answer;
-    those of which there is are counted as hits and misses."""
-    decode, counters = ctx.options.codec.decode, ctx.shared.counters
+@attrs.frozen
+class Values(Generic[K]):
+    """What answers say of keys as given: the values `found`, the keys `left` without a whole answer, and how many
+    others there are, or are not."""
+
+    found: dict[K, Any]
+    left: list[K]
+    missed: int
+    undecodable: int
+
+    def count(self, ctx: Context) -> None:
+        """Count hits and misses, once the read as a whole has come to an end."""
+        counters = ctx.shared.counters
+        counters.hits += len(self.found)
+        counters.misses += self.missed
+        counters.undecodable += self.undecodable
+
+
+def values(ctx: Context, raws: Mapping[K, bytes], answers: Mapping[bytes, Any]) -> Values[K]:
+    """The values in answers that were given alike."""
+    decode = ctx.options.codec.decode
     found: dict[K, Any] = {}
     left: list[K] = []
+    undecodable = 0
     for key, answer in zip(raws, map(answers.get, raws.values()), strict=True):
         if type(answer) is tuple and len(answer) == HELD:
             complete, version, data, flags, _ = answer
@@ -243,13 +261,11 @@ def values(ctx: Context, raws: Mapping[K, bytes], answers: Mapping[bytes, Any]) 
                 try:
                     found[key] = data if flags == RAW else decode(data, flags)
                 except DecodingError:
-                    counters.undecodable += 1
+                    undecodable += 1
                 continue
         if not whole(answer):
             left.append(key)
-    counters.hits += len(found)
-    counters.misses += len(raws) - len(left) - len(found)
-    return found, left
+    return Values(found, left, len(raws) - len(left) - len(found), undecodable)
 
 
 def read_records(ctx: Context, keys: Sequence[bytes], first: Plan | None = None) -> Op[dict[bytes, Record]]:

@@ -20,7 +20,7 @@ from dcache.drivers.machine import wall_ms
 from dcache.drivers.pool import Connection
 from dcache.membership import Member, MemberTable, RingState, Settings
 from dcache.ops import latency
-from dcache.wire import Decoder, Limits, encode_notification, encode_reply, pack, reply_head
+from dcache.wire import Code, Decoder, Limits, encode_notification, encode_reply, pack, reply_head
 from tests.fronts import UNHURRIED, until
 from tests.unit.ops_kit import v
 
@@ -308,6 +308,60 @@ def test_a_batch_that_no_frame_holds_goes_in_pieces_by_one_connection(one: Nodes
         assert client.get_many(keys) == {key: key for key in keys}
         assert one.asked("get_many") == [3]
         assert len(client.engine.driver.connections) == 1
+
+
+def test_pieces_of_a_batch_that_the_system_does_not_take_at_once_leave_whole(one: Nodes) -> None:
+    """What was cut short is sent before the piece that follows by the same connection."""
+    node, seen = one.nodes[0], list[bytes]()
+
+    def answer(key: bytes) -> Any:
+        seen.append(key)
+        return held(1)
+
+    with one.client() as client:
+        for connection in client.engine.driver.connections:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
+        node.answer = answer
+        keys = [f"key{number}-".ljust(500, "x") for number in range(4 * LIMITS.max_batch)]
+        assert client.get_many(keys) == dict.fromkeys(keys, 1)
+        assert seen == [key.encode() for key in keys]
+        assert len(client.engine.driver.connections) == 1
+
+
+def test_the_users_serializer_is_called_while_no_connection_is_held(one: Nodes) -> None:
+    """It may use the client itself."""
+
+    class Dictionary:
+        def dumps(self, value: object) -> bytes:
+            return b"1"
+
+        def loads(self, data: bytes) -> object:
+            return client.get("dictionary")
+
+    with one.client(max_connections=1) as client:
+        reader = client.with_options(serializer=Dictionary())
+        _, flags = reader.options.codec.encode(object())
+        one.nodes[0].answer = lambda key: (True, v(1), b"1", flags, None) if key == b"key" else held(key.decode())
+        assert reader.get("key") == "dictionary"
+        assert reader.get_many(["key"]) == {"key": "dictionary"}
+
+
+def test_what_is_asked_for_again_under_a_new_ring_is_counted_once(three: Nodes) -> None:
+    refusals = iter(range(4))
+    wrong_ring = (int(Code.WRONG_RING), "wrong ring", None)
+
+    def refuse_one_at_first(key: bytes) -> Any:
+        return wrong_ring if key == b"key3" and next(refusals, None) is not None else held(key.decode())
+
+    with three.client() as client:
+        keys = [f"key{number}" for number in range(10)]
+        for _ in range(12):  # until there are connections to all
+            client.get_many(keys)
+        for node in three.nodes:
+            node.answer = refuse_one_at_first
+        before = client.session.counters.hits
+        assert client.get_many(keys) == {key: key for key in keys}
+        assert client.session.counters.hits - before == len(keys)
 
 
 def test_hits_and_misses_are_counted(one: Nodes) -> None:

@@ -200,7 +200,7 @@ def test_many_keys_are_settled_as_each_would_be(nodes: int, each: list[list[Any]
         key: answer for key, answer in wanted.items() if answer is not None
     }
     ctx = Cluster().context()
-    _, left = batch.values(ctx, {key: key for key in keys}, found)
+    left = batch.values(ctx, {key: key for key in keys}, found).left
     assert left == [key for key, answer in wanted.items() if answer is None]
 
 
