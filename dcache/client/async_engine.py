@@ -18,7 +18,7 @@ from dcache.client.singleflight import Flights, run_async
 from dcache.drivers.aio import AsyncDriver
 from dcache.drivers.prompt_groups import Group, Share
 from dcache.errors import ClientClosed, ClusterMismatch, DcacheError, NoNodesAvailable, QuorumError
-from dcache.ops import batch, cluster, load
+from dcache.ops import batch, cluster, load, prompt_many
 from dcache.ops.context import Context, K, Key, TtlOrDefault
 from dcache.ops.effects import Op
 
@@ -129,7 +129,7 @@ class AsyncEngine:
             await many.future
         for many in asked:
             answers.update(many.settled())
-        told = batch.values(ctx, raws, answers)
+        told = prompt_many.values(ctx, raws, answers)
         rest = await self._run(view, deadline, None, batch.get_many, (told.left,), {}) if told.left else {}
         told.count(ctx)
         return told.found | rest

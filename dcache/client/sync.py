@@ -16,7 +16,7 @@ from dcache.client.session import Configuration, Session, View, key_from_bytes, 
 from dcache.codec import Serializer
 from dcache.errors import DcacheError
 from dcache.membership import Member
-from dcache.ops import batch, cluster, mutate, prompt, read, write
+from dcache.ops import batch, cluster, mutate, prompt, prompt_many, read, write
 from dcache.ops.context import DEFAULT, Context, K, Key, Ttl, TtlOrDefault
 from dcache.ops.effects import Op
 from dcache.ops.quorum import QuorumSpec
@@ -197,7 +197,7 @@ class Client(View):
     def get_many(self, keys: Iterable[K]) -> dict[K, Any]:
         """The values of those of `keys` that are there, under the keys as given."""
         try:
-            return self.engine.read(self, self.engine.driver.read_many, batch.values, batch.get_many, tuple(keys))
+            return self.engine.read(self, self.engine.driver.read_many, prompt_many.values, batch.get_many, tuple(keys))
         except UNREACHABLE:
             return self._missed({})
 

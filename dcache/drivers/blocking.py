@@ -19,11 +19,10 @@ from dcache.drivers.leases import Leases
 from dcache.drivers.pool import PROMPT, Connection, Held, Pool
 from dcache.drivers.prompt import Sent, TakeOver
 from dcache.errors import ClientClosed, DcacheError
-from dcache.ops import batch
-from dcache.ops.batch import Values
 from dcache.ops.context import Context, K, Key, key_to_bytes
 from dcache.ops.effects import Detached, Op, Round
-from dcache.ops.prompt import agreed, plan, settle_many, targets
+from dcache.ops.prompt import agreed, targets
+from dcache.ops.prompt_many import Values, by_node, plan, requests, settle_many
 
 T = TypeVar("T")
 
@@ -135,12 +134,12 @@ class BlockingDriver:
         leases = Leases(self, self._books, deadline)
         try:
             wanted, others = plan(ctx, dict.fromkeys(raws.values()), since) if PROMPT else ({}, [])
-            calls = [] if others else batch.requests(ctx, wanted)
+            calls = [] if others else requests(ctx, wanted)
             asked = leases.begin(calls, since, patience, raced=False)
             if not asked:
                 return self._drive(operation(ctx, keys), leases, deadline, timeout)
             answers, begun = prompt.answers(calls, asked, self._books, since, patience, raced=False)
-            given = None if answers is None else batch.by_node(calls, answers)
+            given = None if answers is None else by_node(calls, answers)
             if given is None:
                 begun = begun or prompt.sent(calls, asked, answers or (), since)
                 return self._drive(operation(ctx, keys, wanted), leases, deadline, timeout, begun)

@@ -22,7 +22,8 @@ from dcache.drivers.prompt_groups import Group, Many, Send, Way
 from dcache.errors import ProtocolError
 from dcache.ops.context import Context
 from dcache.ops.effects import Call, Link
-from dcache.ops.prompt import Plan, plan, targets
+from dcache.ops.prompt import Plan, targets
+from dcache.ops.prompt_many import plan
 
 TICK = 0.001
 """A loop's timer may strike so much too early."""

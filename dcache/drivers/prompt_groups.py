@@ -15,7 +15,8 @@ from dcache.drivers.driver import Books, Execution
 from dcache.errors import NodeError
 from dcache.ops.context import Context
 from dcache.ops.effects import Call, Link, Round
-from dcache.ops.prompt import Answer, Plan, agreed, settle_many
+from dcache.ops.prompt import Answer, Plan, agreed
+from dcache.ops.prompt_many import settle_many
 
 Send = Callable[[Call, Waiter], None]
 Way = tuple[str, ...]

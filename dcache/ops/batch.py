@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import repeat
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
-from dcache.codec import RAW
 from dcache.errors import (
     DcacheError,
-    DecodingError,
     NodeError,
     ProtocolError,
     QuorumError,
@@ -27,8 +24,8 @@ from dcache.errors import (
 from dcache.ops import linearizable
 from dcache.ops.context import DEFAULT, Context, K, Key, TtlOrDefault
 from dcache.ops.effects import Call, Link, Op, Reply, Round
-from dcache.ops.prompt import Plan, whole
-from dcache.ops.quorum import HELD, ReadRound, Verdict, WriteRound, stored, write_error
+from dcache.ops.prompt import Plan
+from dcache.ops.quorum import ReadRound, Verdict, WriteRound, stored, write_error
 from dcache.ops.read import Missed, check_in_time, decoded, read_record, read_round, settled
 from dcache.ops.write import attempt, next_version
 from dcache.record import Record, Version
@@ -205,67 +202,6 @@ def get_many(ctx: Context, keys: Iterable[K], first: Plan | None = None) -> Op[d
 
 
 _ABSENT = object()
-
-
-def requests(ctx: Context, asked: Plan) -> list[Call]:
-    """The calls that ask each node about its keys: those that `get_many` makes at first."""
-    return [
-        ctx.call(node, "get_many", [*zip(piece, strict=True)])
-        for node, keys in asked.items()
-        for piece in cut(keys, [*map(len, keys)], ctx.shared.limits)
-    ]
-
-
-def by_node(calls: Sequence[Call], results: Sequence[Any]) -> dict[str, Sequence[Any]] | None:
-    """What each node said about its keys, in their order and None where it said nothing; None for answers that are
-    none."""
-    found: dict[str, Sequence[Any]] = {}
-    for call, result in zip(calls, results, strict=True):
-        asked = len(call.params[-1])
-        if type(result) is not tuple or not 0 < len(result) <= asked:
-            return None
-        if len(result) < asked:
-            result = (*result, *repeat(None, asked - len(result)))
-        found[call.node] = (*found[call.node], *result) if call.node in found else result
-    return found
-
-
-@attrs.frozen
-class Values(Generic[K]):
-    """What answers say of keys as given: the values `found`, the keys `left` without a whole answer, and how many
-    others there are, or are not."""
-
-    found: dict[K, Any]
-    left: list[K]
-    missed: int
-    undecodable: int
-
-    def count(self, ctx: Context) -> None:
-        """Count hits and misses, once the read as a whole has come to an end."""
-        counters = ctx.shared.counters
-        counters.hits += len(self.found)
-        counters.misses += self.missed
-        counters.undecodable += self.undecodable
-
-
-def values(ctx: Context, raws: Mapping[K, bytes], answers: Mapping[bytes, Any]) -> Values[K]:
-    """The values in answers that were given alike."""
-    decode = ctx.options.codec.decode
-    found: dict[K, Any] = {}
-    left: list[K] = []
-    undecodable = 0
-    for key, answer in zip(raws, map(answers.get, raws.values()), strict=True):
-        if type(answer) is tuple and len(answer) == HELD:
-            complete, version, data, flags, _ = answer
-            if complete is True and type(version) is type(data) is bytes and type(flags) is int:  # `whole`, at a glance
-                try:
-                    found[key] = data if flags == RAW else decode(data, flags)
-                except DecodingError:
-                    undecodable += 1
-                continue
-        if not whole(answer):
-            left.append(key)
-    return Values(found, left, len(raws) - len(left) - len(found), undecodable)
 
 
 def read_records(ctx: Context, keys: Sequence[bytes], first: Plan | None = None) -> Op[dict[bytes, Record]]:

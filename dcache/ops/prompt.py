@@ -10,8 +10,7 @@ candidate, held by all that were asked, and they are enough of the owners.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, repeat
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from dcache.codec import RAW
@@ -65,53 +64,6 @@ def agreed(answers: Sequence[Any]) -> Answer | None:
 
 Plan = dict[str, list[bytes]]
 """For every node that is asked, the keys that it is asked about."""
-
-
-def plan(ctx: Context, keys: Iterable[bytes], now: float) -> tuple[Plan, list[bytes]]:
-    """Whom to ask about which of `keys`, all different, and those of them that are left to the operations."""
-    by_way: dict[tuple[str, ...] | None, list[bytes]] = {}
-    calm, turn, ways_of = ctx.shared.backoff.undisturbed(now), next(ctx.shared.turn), ctx.ways
-    if calm and ctx.any_way:
-        by_way[ctx.any_way[turn % len(ctx.any_way)]] = list(keys)
-    else:
-        for key in keys:
-            ways = ways_of(key)
-            way = ways[turn % len(ways)] if calm and ways else targets(ctx, key, now)
-            by_way.setdefault(way, []).append(key)
-    others = by_way.pop(None, [])
-    asked: Plan = {}
-    for way, some in by_way.items():
-        for node in way or ():
-            if some:
-                asked.setdefault(node, []).extend(some)
-    return asked, others
-
-
-def settle_many(asked: Plan, answers: Mapping[str, Sequence[Any]]) -> dict[bytes, Any]:
-    """What all that were asked about a key say of it alike: an answer, if it is `whole`.
-
-    `answers` are those of each node, in the order of its keys: for the first few of them only, if it likes, and none
-    from a node that did not answer or whose connection broke.
-    """
-    if not asked:
-        return {}
-    lists, told = list(asked.values()), [answers.get(node, ()) for node in asked]
-    keys, first = lists[0], told[0]
-    if any(theirs != keys for theirs in lists):
-        return {key: some[0] for key, some in _by_key(lists, told).items() if agreed(some)}
-    if all(theirs == first for theirs in told):  # also where one node was asked
-        return dict(zip(keys, first, strict=False))
-    each = zip(*told, strict=False)
-    return {key: some[0] for key, some in zip(keys, each, strict=False) if agreed(some)}
-
-
-def _by_key(lists: Sequence[Sequence[bytes]], told: Sequence[Sequence[Any]]) -> dict[bytes, list[Any]]:
-    """What those who were asked about a key said, with None for those who said nothing."""
-    found: dict[bytes, list[Any]] = {}
-    for keys, answers in zip(lists, told, strict=True):
-        for key, answer in zip(keys, chain(answers, repeat(None)), strict=False):
-            found.setdefault(key, []).append(answer)
-    return found
 
 
 def value(ctx: Context, answer: Answer, default: Any) -> Any:

@@ -31,7 +31,7 @@ from dcache.node.promises import Promises
 from dcache.node.server import Server
 from dcache.node.service import Service
 from dcache.node.store import Store
-from dcache.ops import batch, cluster, compare, linearizable, mutate, prompt, quorum, read, write
+from dcache.ops import batch, cluster, compare, linearizable, mutate, prompt, prompt_many, quorum, read, write
 from dcache.ops.context import Context
 from dcache.ops.effects import Op, Reply
 from dcache.ops.quorum import JointQuorum, Quorum, WriteRound
@@ -217,8 +217,8 @@ def without_agreement_of_prompt_answers(put: Put) -> None:
         return judged(answers[:1])
 
     judged = prompt.agreed
-    put(prompt, "agreed", agreed)
     put(prompt_groups, "agreed", agreed)
+    put(prompt_many, "agreed", agreed)
 
 
 @safeguard("a write being lost to an older one whose writer's clock is ahead", "skewed", within=20)

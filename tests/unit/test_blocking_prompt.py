@@ -126,6 +126,17 @@ class ScriptedNode:
         return tuple(COPIED for _ in params[2]) if method == "copy_many" else COPIED
 
 
+def answering_after(other: ScriptedNode) -> Callable[[bytes], Any]:
+    """Answers well after `other` has been asked."""
+
+    def answer(key: bytes) -> Any:
+        until(lambda: other.asked("get"), "the other to be asked")
+        time.sleep(0.05)
+        return held(key.decode())
+
+    return answer
+
+
 def _hang_up(sock: socket.socket) -> None:
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
@@ -449,15 +460,10 @@ def test_an_answer_that_is_there_when_its_time_is_over_counts(three: Nodes) -> N
     """The first node took longer than is usual of the second, whose answer nobody had looked at by then."""
     slow, quick = three.nodes[:2]
 
-    def once_the_other_has_answered(key: bytes) -> Any:
-        until(lambda: quick.asked("get"), "the other to be asked")
-        time.sleep(0.05)
-        return held(key.decode())
-
     with three.client() as client:
         client.session.books.hedging.of(quick.name).patience = latency.FLOOR
         before = set(client.engine.driver.connections)
-        slow.answer = once_the_other_has_answered
+        slow.answer = answering_after(quick)
         assert client.get("key") == "key"
         slow.answer = quick.answer
         assert client.get("other") == "other"
@@ -469,15 +475,10 @@ def test_a_slow_node_makes_no_other_seem_slow(three: Nodes) -> None:
     """Whose answer is read after that of the slow one, and was there long before."""
     slow, quick = three.nodes[:2]
 
-    def once_the_other_has_answered(key: bytes) -> Any:
-        until(lambda: quick.asked("get"), "the other to be asked")
-        time.sleep(0.05)
-        return held(key.decode())
-
     with three.client() as client:
         hedging = client.session.books.hedging
         before = {node.name: len(hedging._estimates[node.name].first) for node in (slow, quick)}
-        slow.answer = once_the_other_has_answered
+        slow.answer = answering_after(quick)
         assert client.get("key") == "key"
         after = {node.name: len(hedging._estimates[node.name].first) for node in (slow, quick)}
         assert after == {slow.name: before[slow.name] + 1, quick.name: before[quick.name]}

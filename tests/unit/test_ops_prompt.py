@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcache.membership import Health
-from dcache.ops import batch, prompt
+from dcache.ops import prompt, prompt_many
 from dcache.ops.effects import Reply
 from dcache.ops.quorum import judge
 from tests.unit.ops_kit import Cluster, FakeLink, v
@@ -130,7 +130,7 @@ def test_where_one_copy_is_enough_the_first_owner_is_asked_and_no_other() -> Non
 @given(st.sets(st.binary(min_size=1, max_size=4), max_size=30), st.sampled_from(["abc", "abcde"]))
 def test_every_key_is_asked_of_as_many_of_its_owners_as_a_read_needs(keys: set[bytes], names: str) -> None:
     nodes = Cluster(tuple(names))
-    asked, others = prompt.plan(nodes.context(), sorted(keys), 0.0)
+    asked, others = prompt_many.plan(nodes.context(), sorted(keys), 0.0)
     assert not others
     for key in keys:
         nodes_asked = {node for node, theirs in asked.items() if key in theirs}
@@ -142,7 +142,7 @@ def test_keys_whose_owners_are_in_trouble_are_left_to_the_operations() -> None:
     nodes = Cluster()
     ctx = nodes.context(read_quorum="all")
     ctx.shared.backoff.failed(nodes.owners("k")[0], "away", 0.0)
-    assert prompt.plan(ctx, [b"k"], 0.0) == ({}, [b"k"])
+    assert prompt_many.plan(ctx, [b"k"], 0.0) == ({}, [b"k"])
 
 
 def test_a_member_that_is_said_to_be_down_is_not_asked() -> None:
@@ -152,7 +152,7 @@ def test_a_member_that_is_said_to_be_down_is_not_asked() -> None:
     nodes.learn(attrs.evolve(nodes.table, members={**rows, x: attrs.evolve(rows[x], health=Health.DOWN)}))
     ctx = nodes.context()
     assert [set(prompt.targets(ctx, b"k", 0.0) or ()) for _ in range(4)] == [{y, z}] * 4
-    assert set(prompt.plan(ctx, [b"k"], 0.0)[0]) == {y, z}
+    assert set(prompt_many.plan(ctx, [b"k"], 0.0)[0]) == {y, z}
     assert prompt.targets(nodes.context(read_quorum="all"), b"k", 0.0) is None
 
 
@@ -162,24 +162,24 @@ X, Y, Z = (True, v(1), b"x", 0, None), (True, v(1), b"y", 0, None), (True, v(1),
 
 
 def test_the_answers_of_one_node_settle_its_keys() -> None:
-    assert prompt.settle_many({"a": [b"x", b"z"]}, {"a": (X, Z)}) == {b"x": X, b"z": Z}
+    assert prompt_many.settle_many({"a": [b"x", b"z"]}, {"a": (X, Z)}) == {b"x": X, b"z": Z}
 
 
 @pytest.mark.parametrize("asked", [{"a": [b"x", b"y"], "b": [b"x", b"y"]}, {"a": [b"x", b"y"], "b": [b"y", b"x"]}])
 def test_keys_are_settled_that_all_who_were_asked_agree_on(asked: prompt.Plan) -> None:
     held: dict[bytes, Any] = {b"x": X, b"y": Y}
     answers = {node: tuple(held[key] for key in keys) for node, keys in asked.items()}
-    assert prompt.settle_many(asked, answers) == held
+    assert prompt_many.settle_many(asked, answers) == held
     answers["b"] = tuple(Z if key == b"x" else held[key] for key in asked["b"])
-    assert prompt.settle_many(asked, answers) == {b"y": Y}
+    assert prompt_many.settle_many(asked, answers) == {b"y": Y}
 
 
 @given(st.sets(st.binary(min_size=1, max_size=4), min_size=1, max_size=12), st.data())
 def test_keys_that_a_node_did_not_answer_for_are_left_to_the_operations(keys: set[bytes], data: st.DataObject) -> None:
-    asked, _ = prompt.plan(Cluster(tuple("abcde")).context(), sorted(keys), 0.0)
+    asked, _ = prompt_many.plan(Cluster(tuple("abcde")).context(), sorted(keys), 0.0)
     told = {node: data.draw(st.integers(0, len(theirs))) for node, theirs in asked.items()}
     answers = {node: (X,) * told[node] for node in asked if told[node]}
-    found = prompt.settle_many(asked, answers)
+    found = prompt_many.settle_many(asked, answers)
     unheard = {key for node, theirs in asked.items() for key in theirs[told[node] :]}
     assert found == dict.fromkeys(keys - unheard, X)
 
@@ -195,17 +195,17 @@ def test_many_keys_are_settled_as_each_would_be(nodes: int, each: list[list[Any]
     keys = [b"%d" % n for n in range(len(each))]
     told = {name: tuple(answers[n] for answers in each) for n, name in enumerate("abc"[:nodes])}
     wanted = {key: prompt.agreed(answers) for key, answers in zip(keys, each, strict=True)}
-    found = prompt.settle_many({name: list(keys) for name in told}, told)
+    found = prompt_many.settle_many({name: list(keys) for name in told}, told)
     assert {key: answer for key, answer in found.items() if prompt.whole(answer)} == {
         key: answer for key, answer in wanted.items() if answer is not None
     }
     ctx = Cluster().context()
-    left = batch.values(ctx, {key: key for key in keys}, found).left
+    left = prompt_many.values(ctx, {key: key for key in keys}, found).left
     assert left == [key for key, answer in wanted.items() if answer is None]
 
 
 def test_of_no_keys_nothing_is_settled() -> None:
-    assert prompt.settle_many({}, {}) == {}
+    assert prompt_many.settle_many({}, {}) == {}
 
 
 # --- what an answer means ---------------------------------------------------------------------------------------------
