@@ -43,6 +43,7 @@ class Engine:
         """As `run`, for an operation that reads; `way` is the driver's, of having what it can `told` promptly."""
         timeout, since, ctx, session = view.options.timeout, time.monotonic(), view.latest, self.session
         deadline = since + timeout
+        # That nothing has changed since the last operation is seen here: `_context` would take a get two calls more.
         if ctx is None or ctx.table is not session.topology.table or session.topology.forsaken or session.closed:
             ctx = self._context(view, deadline, timeout)
         try:
